@@ -1,0 +1,178 @@
+"""What a run is: one frozen value that fixes everything that can change its outcome.
+
+>>> spec = RunSpec(model="lab-s", strategy=parse_strategy("majority:n=8"), task=TaskSpec("lab-words", limit=100))
+>>> RunSpec.from_dict(spec.to_dict()) == spec
+True
+>>> str(spec)
+'lab-s | auto | majority:n=8,temperature=0.8 | lab-words[100] | batch 32'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from spec.choices import Attention, Backend, Batching, Checker, Dtype, KvDtype, PromptStyle
+from spec.errors import SpecError, shorten
+from spec.parameters import build, parameter, validate
+from spec.strategy import Greedy, Strategy, strategy_from_dict
+
+KEY_VERSION = 1
+MAX_TEXT = 4096
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of the weights and of the KV cache."""
+
+    weights: Dtype = parameter(Dtype.AUTO, help="Number format of the weights; auto is the one the model was saved in.")
+    kv_cache: KvDtype = parameter(KvDtype.AUTO, help="Number format of the KV cache; auto is that of the weights.")
+
+    def __post_init__(self) -> None:
+        validate(self, "precision")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the work is laid on the machine."""
+
+    backend: Backend = parameter(Backend.TRANSFORMERS, help="What executes the run.")
+    device: str = parameter("auto", help="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    batch_size: int = parameter(32, low=1, high=65536, help="Most sequences in flight at once.")
+    batching: Batching = parameter(
+        Batching.STATIC, help="static: a batch is filled once and runs until its last sequence ends."
+    )
+    attention: Attention = parameter(Attention.AUTO, help="Attention implementation.")
+
+    def __post_init__(self) -> None:
+        validate(self, "runtime")
+        kind, _, index = self.device.partition(":")
+        if not (self.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())):
+            raise SpecError(
+                f"Unknown device {shorten(self.device)}; use auto, cpu, cuda or cuda:0.", field="runtime.device"
+            )
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Which questions are put, and how. ``name`` may carry a path: ``jsonl:PATH``, ``gsm8k:PATH``."""
+
+    name: str = parameter("lab-words", help="Task name, or kind:PATH.")
+    split: str = parameter("test", help="Which part of the data set.")
+    limit: int | None = parameter(
+        None, low=1, high=10_000_000, kind=int, optional=True, help="How many problems; none means all."
+    )
+    prompt_style: PromptStyle = parameter(PromptStyle.ZERO_SHOT, help="How a question becomes a prompt.")
+    shots: int = parameter(4, low=1, high=64, help="Worked examples in a few-shot prompt.")
+    prompt_template: str | None = parameter(
+        None, kind=str, optional=True, help="Own prompt text with {question} where the question goes."
+    )
+    checker: Checker | None = parameter(
+        None, kind=Checker, optional=True, help="When answers count as the same; none takes the task's own rule."
+    )
+    max_new_tokens: int | None = parameter(
+        None, low=1, high=131_072, kind=int, optional=True, help="Longest answer in tokens; none takes the task's."
+    )
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        validate(self, "task")
+        if not isinstance(self.skip_bad, bool):
+            raise SpecError(f"task.skip_bad must be true or false, not {shorten(self.skip_bad)}.", "task.skip_bad")
+        if not self.name.strip() or len(self.name) > MAX_TEXT or "\0" in self.name:
+            raise SpecError("task.name must be a task, e.g. lab-words, or kind:PATH.", field="task.name")
+        if self.prompt_template is not None and "{question}" not in self.prompt_template:
+            raise SpecError(
+                "The prompt template must contain {question}, where the question goes.", field="task.prompt_template"
+            )
+
+    @property
+    def kind(self) -> str:
+        """The task's name without a path: ``jsonl`` of ``jsonl:PATH``."""
+        return self.name.partition(":")[0]
+
+    @property
+    def path(self) -> str | None:
+        """The path that follows the first colon, or None."""
+        return self.name.partition(":")[2] or None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Model x precision x runtime x strategy x task x seed. Touches no disk, network, device or environment."""
+
+    model: str
+    precision: Precision = field(default_factory=Precision)
+    runtime: Runtime = field(default_factory=Runtime)
+    strategy: Strategy = field(default_factory=Greedy)
+    task: TaskSpec = field(default_factory=TaskSpec)
+    seed: int = parameter(0, low=0, high=2**63 - 1, help="Every random choice follows from it.")
+    repeats: int = parameter(1, low=1, high=100, help="How often the whole measurement is repeated, seed by seed.")
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.model, str)
+            or not self.model.strip()
+            or len(self.model) > MAX_TEXT
+            or "\0" in self.model
+        ):
+            raise SpecError(
+                f"model must be a name, a folder or a hub id, not {shorten(self.model)}; `isoquant models` lists some.",
+                field="model",
+            )
+        validate(self, "spec")
+        if self.task.kind == "perplexity" and not isinstance(self.strategy, Greedy):
+            raise SpecError(
+                f"Perplexity scores a text and generates nothing, so the strategy {self.strategy.name!r} has no "
+                "meaning there; leave it at greedy.",
+                field="strategy",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, every field present."""
+        return {
+            "model": self.model,
+            "precision": _part(self.precision),
+            "runtime": _part(self.runtime),
+            "strategy": self.strategy.to_dict(),
+            "task": _part(self.task),
+            "seed": self.seed,
+            "repeats": self.repeats,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunSpec:
+        """Inverse of ``to_dict``. Strict: unknown names are errors, missing ones take their defaults."""
+        if not isinstance(data, dict):
+            raise SpecError(f"A run specification must be an object, not {shorten(data)}.")
+        if "model" not in data:
+            raise SpecError("A run specification needs a model.", field="model")
+        values = dict(data)
+        for name, part in (("precision", Precision), ("runtime", Runtime), ("task", TaskSpec)):
+            if name in values:
+                if not isinstance(values[name], dict):
+                    raise SpecError(f"{name} must be an object, not {shorten(values[name])}.", field=name)
+                values[name] = build(part, values[name], name)
+        if "strategy" in values:
+            values["strategy"] = strategy_from_dict(values["strategy"])
+        spec: RunSpec = build(cls, values, "spec")
+        return spec
+
+    def key(self) -> str:
+        """16 hex digits that name this configuration: equal specs have equal keys, on every machine and version."""
+        text = json.dumps({"v": KEY_VERSION} | self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        """The compact text form shown on hover cards and in tables."""
+        task = self.task.name + (f"[{self.task.limit}]" if self.task.limit else "")
+        return " | ".join(
+            (self.model, str(self.precision.weights), str(self.strategy), task, f"batch {self.runtime.batch_size}")
+        )
+
+
+def _part(obj: Any) -> dict[str, Any]:
+    values = {f.name: getattr(obj, f.name) for f in fields(obj)}
+    return {k: str(v) if isinstance(v, str) else v for k, v in values.items()}
