@@ -108,9 +108,7 @@ MEASURES: dict[str, Measure] = {
         _e("idle_w", "Idle power", "W", N, "power before the run, stored apart and not subtracted"),
         _e("j_per_token", "Energy per token", "J", L, "energy_j / generated tokens"),
         _e("j_per_problem", "Energy per problem", "J", L, "energy_j / problems answered"),
-        _e(
-            "j_per_correct", "Energy per correct answer", "J", L, "energy_j / correct answers; n/a if none is correct"
-        ),
+        _e("j_per_correct", "Energy per correct answer", "J", L, "energy_j / correct answers; n/a if none is correct"),
         _c("tokens_prompt", "Prompt tokens", "tokens", "prompt tokens processed", integer=True),
         _c("tokens_generated", "Generated tokens", "tokens", "every token generated, kept or discarded", integer=True),
         _c("tokens_verifier", "Verifier tokens", "tokens", "tokens processed by reward models", integer=True),

@@ -93,17 +93,14 @@ def _number(p: Parameter, value: Any, field_name: str) -> int | float:
     if isinstance(value, bool):
         raise error
     try:
+        if p.type is int and isinstance(value, (int, str)):
+            return int(value)  # never by way of a float: that would round a large seed
         number = float(value)
-        if p.type is int:
-            whole = int(value) if isinstance(value, (int, str)) else int(number)
-            if whole != number:
-                raise error
-            return whole
     except (TypeError, ValueError, OverflowError):
         raise error from None
-    if not math.isfinite(number):
+    if not math.isfinite(number) or (p.type is int and not number.is_integer()):
         raise error
-    return number
+    return int(number) if p.type is int else number
 
 
 def validate(obj: Any, prefix: str) -> None:

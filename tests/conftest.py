@@ -1,0 +1,8 @@
+"""Shared by all tests: no network, one torch thread, nothing written outside temporary folders."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NO_COLOR", "1")
