@@ -1,0 +1,1 @@
+"""Turns a run specification into a measured result. Knows no database and no user interface."""
