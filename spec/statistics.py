@@ -11,7 +11,8 @@ Z_95 = 1.959963984540054
 def wilson(k: float, n: float, z: float = Z_95) -> tuple[float, float]:
     """Wilson score interval of a share ``k / n`` (Wilson 1927), 95 % by default.
 
-    ``k`` may be fractional: a mean over repeats of the same ``n`` problems. Raises ValueError unless 0 <= k <= n, n > 0.
+    ``k`` may be fractional: a mean over repeats of the same ``n`` problems.
+    Raises ValueError unless 0 <= k <= n and n > 0.
 
     >>> tuple(round(v, 3) for v in wilson(8, 10))
     (0.49, 0.943)

@@ -13,6 +13,7 @@ reading invalid. Idle power is measured just before the run and stored apart, ne
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class NoSource:
 
 def integrate(samples: list[tuple[float, float]]) -> float:
     """Joules under (seconds, watts) samples in order, by trapezoid."""
-    return sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in zip(samples, samples[1:], strict=False))
+    return sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in itertools.pairwise(samples))
 
 
 class PowerSource:

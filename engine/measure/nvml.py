@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from dataclasses import replace
@@ -135,7 +136,7 @@ class GpuSource:
                 last = value
         if len(updates) < 2:
             return None
-        gaps = [b - a for (a, _), (b, _) in zip(updates, updates[1:], strict=False)]
+        gaps = [b - a for (a, _), (b, _) in itertools.pairwise(updates)]
         self._update_s = statistics.median(gaps)
         (t0, e0), (t1, e1) = updates[0], updates[-1]
         return (e1 - e0) / 1000 / (t1 - t0) if e1 >= e0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -55,7 +56,7 @@ class Poller(Generic[Value]):
     def max_gap_s(self) -> float:
         """Longest time between two successive samples."""
         times = [at for at, _ in self.samples]
-        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
     def __enter__(self) -> Poller[Value]:
         self.start()

@@ -7,6 +7,7 @@ read every few seconds.
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class RaplSource:
 
     def _used_j(self, samples: list[tuple[float, list[int]]]) -> float | None:
         total = 0
-        for (_, before), (_, after) in zip(samples, samples[1:], strict=False):
+        for (_, before), (_, after) in itertools.pairwise(samples):
             for zone, a, b in zip(self._zones, before, after, strict=True):
                 used = zone.used_uj(a, b)
                 if used is None:

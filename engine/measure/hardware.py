@@ -1,0 +1,131 @@
+"""The machine and the software a figure was measured with; points of different hardware never share a frontier.
+
+Reads files and the driver only: the web process calls it, and it must not import torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "triton", "sqlite-utils")
+
+
+@functools.cache
+def fingerprint() -> dict[str, Any]:
+    """Plain JSON: ``hardware_id``, ``hardware_name``, processor, memory, GPUs, versions, commit.
+
+    ``hardware_id``: 12 hex digits over processor, cores, memory and GPUs: what a measurement depends on besides the
+    software, which is listed but not part of the id.
+    """
+    hardware = {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_gib": round(_memory_bytes() / 2**30),
+        "gpus": [{"name": g["name"], "memory_gib": g["memory_gib"]} for g in gpus()],
+    }
+    text = json.dumps(hardware, sort_keys=True, separators=(",", ":"))
+    driver = next((g["driver"] for g in gpus()), None)
+    return {
+        "hardware_id": hashlib.sha256(text.encode()).hexdigest()[:12],
+        "hardware_name": _name(hardware),
+        **hardware,
+        "gpu_driver": driver,
+        "machine": platform.machine(),
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "sqlite": sqlite_version(),
+        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
+        "commit": commit(),
+    }
+
+
+def _name(hardware: dict[str, Any]) -> str:
+    if hardware["gpus"]:
+        names = [g["name"] for g in hardware["gpus"]]
+        return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
+    return f"{hardware['cpu']}, {hardware['cores']} cores"
+
+
+def cpu_name() -> str:
+    """The processor's model name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass  # not Linux: the next line is what the platform knows
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@functools.cache
+def gpus() -> tuple[dict[str, Any], ...]:
+    """Name, memory and driver of every NVIDIA GPU the driver shows; empty without one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, no driver library, no GPU: pynvml has an error class for each
+        return ()
+    driver = _text(pynvml.nvmlSystemGetDriverVersion())
+    found = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        name = _text(pynvml.nvmlDeviceGetName(handle))
+        found.append({"name": name, "memory_gib": round(memory.total / 2**30), "driver": driver})
+    return tuple(found)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a distribution, without importing it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def sqlite_version() -> str:
+    """Version of the SQLite that the store uses (sqlite-utils prefers pysqlite3)."""
+    try:
+        from pysqlite3 import dbapi2 as sqlite
+    except ImportError:
+        import sqlite3 as sqlite
+    return str(sqlite.sqlite_version)
+
+
+def commit() -> str | None:
+    """Git commit of this program, with ``+`` where files differ from it; None outside a repository."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return None
+    return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
