@@ -13,12 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spec.results import Answer
-
-if TYPE_CHECKING:
-    from torch import nn
 
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -50,8 +47,8 @@ class ModelShape:
         return len(self.windows)
 
 
-def model_shape(model: nn.Module) -> ModelShape:
-    """The shape of a transformers model, from its modules and its config."""
+def model_shape(model: Any) -> ModelShape:
+    """The shape of a transformers model (a PreTrainedModel), from its modules and its config."""
     from torch import nn
 
     config = model.config.get_text_config()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "triton", "sqlite-utils")
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "triton", "pysqlite3")
 
 
 @functools.cache
@@ -42,7 +42,6 @@ def fingerprint() -> dict[str, Any]:
         "machine": platform.machine(),
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
-        "sqlite": sqlite_version(),
         "packages": {name: version for name in PACKAGES if (version := package_version(name))},
         "commit": commit(),
     }
@@ -104,15 +103,6 @@ def package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def sqlite_version() -> str:
-    """Version of the SQLite that the store uses (sqlite-utils prefers pysqlite3)."""
-    try:
-        from pysqlite3 import dbapi2 as sqlite
-    except ImportError:
-        import sqlite3 as sqlite
-    return str(sqlite.sqlite_version)
 
 
 def commit() -> str | None:

@@ -1,0 +1,274 @@
+"""From what was recorded to the summary row: every measure of ``spec.measures.MEASURES``, or why it is missing.
+
+A resumed run is summarised over all its answers where a figure belongs to the answers (accuracy, tokens, compute,
+latency) and over the last attempt alone where it belongs to the clock (wall time, throughput, energy).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.measure.energy import EnergyReading
+from engine.measure.flops import ModelShape, count_flops
+from engine.measure.memory import NO_ALLOCATOR, MemoryReading
+from engine.measure.time import MAX_STORED_SAMPLES, SequenceTiming, percentiles, steady_window, thin
+from spec.measures import MEASURES
+from spec.results import Answer, RunResult
+from spec.statistics import pass_at_k, wilson
+
+SCORES_TEXT = "the task scores a text and asks no questions"
+ASKS_QUESTIONS = "the task asks questions and scores no text"
+NO_ANSWERS = "no problem was answered"
+NO_TOKENS = "no token was generated"
+NO_REFERENCE = "the problems have no reference answers"
+NO_STEADY = (
+    "there was no steady state: the queue was empty before a full batch was in flight; ask more problems, "
+    "or see throughput_run_tok_s"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """Result of scoring a text.
+
+    Attributes:
+        nll_nats: summed negative log-likelihood of the scored tokens; ``bytes_scored``: their length as UTF-8.
+        windows: tokens of each forward pass, context that was scored before included.
+    """
+
+    nll_nats: float
+    tokens_scored: int
+    bytes_scored: int
+    windows: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything the engine recorded of one run.
+
+    Attributes:
+        answers: all answers, those of earlier attempts first.
+        earlier: how many of them an earlier attempt measured.
+        timings: one per generated sequence of this attempt.
+        wall_s: measured part of this attempt, load and warm-up excluded.
+        verifier: shape of the reward model, where there was one.
+        prompt_lengths: see ``engine.measure.flops.count_flops``.
+        text: for a perplexity task, its score; ``answers`` is then empty.
+        no_accuracy: why correctness has no meaning here (random weights); None where it has.
+        missing: reason for a measure the back end could not take, e.g. {"kv_bytes_peak": "..."}.
+    """
+
+    answers: Sequence[Answer]
+    timings: Sequence[SequenceTiming]
+    batch_size: int
+    wall_s: float
+    load_s: float | None
+    warmup_s: float | None
+    energy: EnergyReading
+    memory: MemoryReading
+    model: ModelShape
+    verifier: ModelShape | None = None
+    earlier: int = 0
+    prompt_lengths: Mapping[str, int] | None = None
+    text: TextScore | None = None
+    no_accuracy: str | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Sheet:
+    """The measures and reasons being filled in; ``put`` takes a value or the reason for its absence."""
+
+    def __init__(self) -> None:
+        self.measures: dict[str, float | int | None] = dict.fromkeys(MEASURES)
+        self.reasons: dict[str, str] = {}
+
+    def put(self, name: str, value: float | int | None, reason: str = "") -> None:
+        if value is not None and not math.isfinite(value):
+            value, reason = None, "the value is not finite"
+        self.measures[name] = value
+        if value is None:
+            self.reasons[name] = reason
+        else:
+            self.reasons.pop(name, None)
+
+    def ratio(self, name: str, part: float | int | None, whole: float, reason: str) -> None:
+        """``part / whole``; the reason of an absent part is ``reason`` too."""
+        self.put(name, None if part is None or not whole else part / whole, reason)
+
+
+def summarise(record: RunRecord, environment: dict[str, Any] | None = None) -> RunResult:
+    """The result of a run. Every measure is a finite number, or None with a reason."""
+    sheet = _Sheet()
+    notes: list[str] = []
+    answered = [a for a in record.answers if a.error is None]
+    fresh = [a for a in record.answers[record.earlier :] if a.error is None]
+    _quality(sheet, record, answered)
+    samples = _time(sheet, record, answered, fresh, notes)
+    _energy(sheet, record, fresh, notes)
+    _compute(sheet, record, answered)
+    _memory(sheet, record)
+    if record.earlier:
+        notes.append(
+            f"The run was resumed: {record.earlier} answers come from an earlier attempt; run time, throughput and "
+            "energy are those of the last attempt."
+        )
+    failed = len(record.answers) - len(answered)
+    if failed:
+        notes.append(f"{failed} problems ended in an error and are not part of any average.")
+    return RunResult(
+        measures=sheet.measures,
+        reasons=sheet.reasons,
+        by_level=by_level(answered) if record.no_accuracy is None else {},
+        energy_method=record.energy.method.value,
+        energy_valid=record.energy.valid,
+        energy_reason=None if record.energy.reason is None else record.energy.reason.value,
+        environment=dict(environment or {}),
+        samples=samples,
+        notes=notes,
+    )
+
+
+def by_level(answers: Iterable[Answer]) -> dict[int, dict[str, int]]:
+    """level -> {"n": answers, "correct": correct ones}, for the answers that have a level and were checked."""
+    levels: dict[int, dict[str, int]] = {}
+    for answer in answers:
+        if answer.level is not None and answer.correct is not None:
+            row = levels.setdefault(answer.level, {"n": 0, "correct": 0})
+            row["n"] += 1
+            row["correct"] += answer.correct
+    return dict(sorted(levels.items()))
+
+
+def _quality(sheet: _Sheet, record: RunRecord, answered: list[Answer]) -> None:
+    text = record.text
+    checked = [a for a in answered if a.correct is not None]
+    if text is not None:
+        reason = SCORES_TEXT
+    elif not answered:
+        reason = NO_ANSWERS
+    else:
+        reason = record.no_accuracy or NO_REFERENCE
+    if record.no_accuracy is not None or text is not None:
+        checked = []
+    problems = len({a.problem_id for a in answered})
+    sheet.put("n_problems", None if text else problems, SCORES_TEXT)
+    sheet.put("n_failed", None if text else len(record.answers) - len(answered), SCORES_TEXT)
+    correct = sum(bool(a.correct) for a in checked)
+    sheet.put("n_correct", correct if checked else None, reason)
+    sheet.ratio("accuracy", correct, len(checked), reason)
+    # Repeats ask the same problems again and are not independent: the interval counts each problem once.
+    distinct = len({a.problem_id for a in checked})
+    low, high = wilson(correct / len(checked) * distinct, distinct) if checked else (None, None)
+    sheet.put("accuracy_low", low, reason)
+    sheet.put("accuracy_high", high, reason)
+    shares = [_pass_at_n(a) for a in checked]
+    sheet.put("pass_at_n", sum(shares) / len(shares) if shares else None, reason)
+    for name, units in (("token", text and text.tokens_scored), ("byte", text and text.bytes_scored)):
+        if text is None or record.no_accuracy is not None or not units:
+            sheet.put(f"perplexity_{name}", None, _no_perplexity(record))
+        else:
+            sheet.put(f"perplexity_{name}", _exp(text.nll_nats / units), "")
+
+
+def _no_perplexity(record: RunRecord) -> str:
+    return ASKS_QUESTIONS if record.text is None else record.no_accuracy or "no token was scored"
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def _pass_at_n(answer: Answer) -> float:
+    n = len(answer.candidates)
+    return pass_at_k(n, sum(bool(c.correct) for c in answer.candidates), n) if n else float(bool(answer.correct))
+
+
+def _time(
+    sheet: _Sheet, record: RunRecord, answered: list[Answer], fresh: list[Answer], notes: list[str]
+) -> dict[str, list[float]]:
+    timings = record.timings
+    series: dict[str, list[float]] = {
+        "latency_s": [a.latency_s for a in answered if a.latency_s is not None],
+        "ttft_s": [t.ttft_s for t in timings if t.ttft_s is not None],
+        "queue_s": [t.queue_s for t in timings],
+        "itl_s": [gap for t in timings for gap in t.itl_s],
+        "tpot_s": [t.tpot_s for t in timings if t.tpot_s is not None],
+    }
+    empty = SCORES_TEXT if record.text else NO_ANSWERS if not answered else None
+    gaps = "no sequence had two tokens or more"
+    why = {"latency_s": NO_ANSWERS, "ttft_s": NO_TOKENS, "queue_s": NO_TOKENS, "itl_s": gaps, "tpot_s": gaps}
+    for name, values in series.items():
+        found = percentiles(values)
+        for statistic in ("p50", "p90", "p95", "p99", "mean"):
+            measure = f"{name.removesuffix('_s')}_{statistic}_s"
+            if measure in MEASURES:
+                sheet.put(measure, None if found is None else getattr(found, statistic), empty or why[name])
+    tokens = sum(a.tokens_generated for a in fresh)
+    window = steady_window(timings, record.batch_size)
+    steady = None if window is None else window.throughput_tok_s
+    sheet.put("throughput_tok_s", steady, empty or (NO_STEADY if tokens else NO_TOKENS))
+    sheet.ratio("throughput_run_tok_s", tokens if tokens else None, record.wall_s, empty or NO_TOKENS)
+    sheet.ratio("problems_per_s", len(fresh) if fresh else None, record.wall_s, empty or NO_ANSWERS)
+    sheet.put("wall_s", record.wall_s)
+    sheet.put("load_s", record.load_s, record.missing.get("load_s", "the model was already loaded"))
+    sheet.put("warmup_s", record.warmup_s, record.missing.get("warmup_s", "no warm-up was needed"))
+    long = sorted(name for name, values in series.items() if len(values) > MAX_STORED_SAMPLES)
+    if long:
+        notes.append(
+            f"Stored samples of {', '.join(long)} are thinned evenly to {MAX_STORED_SAMPLES:,}; "
+            "percentiles were taken before."
+        )
+    return {name: thin(values) for name, values in series.items() if values}
+
+
+def _energy(sheet: _Sheet, record: RunRecord, fresh: list[Answer], notes: list[str]) -> None:
+    energy = record.energy
+    reason = energy.reason.sentence if energy.reason else "energy was not measured"
+    if energy.valid is False:
+        notes.append(f"The energy figure cannot be trusted: {reason}.")
+    if energy.detail:
+        notes.append(f"Energy sensor: {energy.detail}.")
+    joules = energy.energy_j
+    sheet.put("energy_j", joules, reason)
+    sheet.put("idle_w", energy.idle_w, reason if joules is None else "idle power was not measured")
+    tokens = sum(a.tokens_generated for a in fresh)
+    correct = 0 if record.no_accuracy else sum(bool(a.correct) for a in fresh)
+    for name, count, none in (
+        ("j_per_token", tokens, NO_TOKENS),
+        ("j_per_problem", len(fresh), NO_ANSWERS),
+        ("j_per_correct", correct, record.no_accuracy or "no answer was correct"),
+    ):
+        sheet.ratio(name, joules, count, reason if joules is None else SCORES_TEXT if record.text else none)
+
+
+def _compute(sheet: _Sheet, record: RunRecord, answered: list[Answer]) -> None:
+    work = answered if record.text is None else [_as_answer(tokens) for tokens in record.text.windows]
+    sheet.put("tokens_prompt", sum(a.tokens_prompt for a in work))
+    sheet.put("tokens_generated", sum(a.tokens_generated for a in work))
+    sheet.put("tokens_verifier", sum(a.tokens_verifier for a in work))
+    flops = count_flops(work, record.model, record.verifier, record.prompt_lengths)
+    unknown = record.model.reason or (record.verifier and record.verifier.reason) or "active parameters are not known"
+    for name in ("generated", "total", "no_reuse"):
+        sheet.put(f"flops_{name}", None if flops is None else getattr(flops, name), unknown)
+    per = SCORES_TEXT if record.text else NO_ANSWERS
+    total = None if flops is None else flops.total
+    sheet.ratio("flops_per_problem", total, len(answered), unknown if total is None else per)
+    sheet.ratio("tokens_per_problem", sum(a.tokens_generated for a in answered), len(answered), per)
+
+
+def _as_answer(tokens: int) -> Answer:
+    """One window of a scored text as work done: its tokens are all prompt."""
+    return Answer("text", 0, "", None, None, None, None, None, (), tokens, 0, 0, latency_s=None, ttft_s=None)
+
+
+def _memory(sheet: _Sheet, record: RunRecord) -> None:
+    memory, missing = record.memory, record.missing
+    sheet.put("peak_memory_bytes", memory.peak_memory_bytes, missing.get("peak_memory_bytes", NO_ALLOCATOR))
+    for name in ("weights_bytes", "kv_bytes_peak", "process_rss_bytes"):
+        sheet.put(name, getattr(memory, name), missing.get(name, "the back end cannot tell"))
