@@ -1,0 +1,19 @@
+"""The tour: a first sweep that shows what a frontier is, in about two minutes on two CPU cores."""
+
+from __future__ import annotations
+
+from spec.run_spec import RunSpec, Runtime, TaskSpec
+from spec.strategy import Greedy, Majority
+
+TOUR_MODELS = ("lab-xs", "lab-s", "lab-m")
+TOUR_LIMIT = 100
+TOUR_BATCH = 64
+
+
+def tour_specs() -> list[RunSpec]:
+    """The tour's runs, each model's together, so that a worker loads each model once."""
+    return [
+        RunSpec(model, runtime=Runtime(batch_size=TOUR_BATCH), strategy=strategy, task=TaskSpec(limit=TOUR_LIMIT))
+        for model in TOUR_MODELS
+        for strategy in (Greedy(), Majority(n=8))
+    ]
