@@ -1,0 +1,133 @@
+"""Where the final answer stands in a generated text, and when two answers are the same.
+
+A model marks its answer in one of three ways, tried in this order: after ``####``, inside ``\\boxed{}``, after
+"answer is" or "Answer:". Without a mark the rule decides: a number rule takes the last number, an exact rule the last
+line, ``contains`` looks at the whole text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from spec.choices import Checker
+from tasks.math_check import math_equal
+
+_MARK = re.compile(r"####[ \t]*([^\n]*)")
+_SAYS = re.compile(r"(?:answer is|answer:)[ \t]*([^\n]+)", re.IGNORECASE)
+# Not inside a word, a version or a date: 1.2.3 and 12/25/2020 are no numbers, 3/4 is one.
+_NUMBER = re.compile(
+    r"(?:(?<![\w)])-)?(?:(?<![\d./])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|(?<!\d)\.\d+)(?!\d|/\d|\.\d)"
+)
+_SPACE = re.compile(r"\s+")
+MAX_ANSWER = 1000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A checker: ``extract`` finds the answer in a text or returns None, ``equivalent(answer, reference)``."""
+
+    name: str
+    extract: Callable[[str], str | None]
+    equivalent: Callable[[str, str], bool]
+
+
+def marked(text: str) -> str | None:
+    """The answer that the text marks as such: after ``####``, in ``\\boxed{}``, or after "answer is"."""
+    if found := _MARK.search(text):
+        return found.group(1).strip() or None
+    if (boxed := _boxed(text)) is not None:
+        return boxed
+    said = _SAYS.findall(text)
+    return said[-1].strip() or None if said else None
+
+
+def _boxed(text: str) -> str | None:
+    """The content of the last ``\\boxed{...}``, braces balanced; None for an unfinished one."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 0, start + len("\\boxed")
+    for at in range(begin, len(text)):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if depth == 0:
+            return text[begin + 1 : at].strip() or None
+    return None
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, without thousands separators."""
+    found = _NUMBER.findall(text)
+    return found[-1].replace(",", "") if found else None
+
+
+def as_number(text: str) -> Fraction | None:
+    """The exact value of ``1,234.50``, ``$70``, ``3/4`` or ``50%`` (50: a percentage keeps its number), or None."""
+    bare = text.replace("\\", "").strip().rstrip(".").strip("$€£ %")
+    try:
+        return Fraction(bare.replace(",", "")) if len(bare) <= MAX_ANSWER and _NUMBER.fullmatch(bare) else None
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def normalise(text: str) -> str:
+    """White space made single, outer quotes and a final full stop dropped."""
+    return _SPACE.sub(" ", text).strip().removesuffix(".").strip("\"'` ")
+
+
+def extract_number(text: str) -> str | None:
+    """The number in the marked answer; the last number of the text where nothing is marked."""
+    mark = marked(text)
+    if mark is None:
+        return last_number(text)
+    found = _NUMBER.search(mark)
+    return found.group().replace(",", "") if found else None
+
+
+def extract_line(text: str) -> str | None:
+    """The marked answer, else the last line with something on it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (marked(text) or (lines[-1] if lines else None) or "")[:MAX_ANSWER] or None
+
+
+def extract_math(text: str) -> str | None:
+    """The marked answer, else the last number, else the last line."""
+    return (marked(text) or last_number(text) or extract_line(text) or "")[:MAX_ANSWER] or None
+
+
+def same_text(a: str, b: str) -> bool:
+    """Equal but for white space, outer quotes and a final full stop."""
+    return normalise(a) == normalise(b)
+
+
+def same_number(a: str, b: str) -> bool:
+    """Equal as exact numbers; what is no number equals nothing."""
+    x, y = as_number(a), as_number(b)
+    return x is not None and x == y
+
+
+def same_math(a: str, b: str) -> bool:
+    """Equal as text, as numbers, or as mathematical expressions (math-verify)."""
+    if same_text(a, b):
+        return True
+    if as_number(a) is not None and as_number(b) is not None:
+        return same_number(a, b)
+    return math_equal(a, b)
+
+
+def contains(a: str, b: str) -> bool:
+    """Whether the reference ``b`` stands in ``a`` as whole words, case ignored."""
+    answer, reference = normalise(a).casefold(), normalise(b).casefold()
+    if not reference:
+        return False
+    return re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", answer) is not None
+
+
+RULES: dict[Checker, Rule] = {
+    Checker.EXACT: Rule("exact", extract_line, same_text),
+    Checker.NUMBER: Rule("number", extract_number, same_number),
+    Checker.MATH: Rule("math", extract_math, same_math),
+    Checker.CONTAINS: Rule("contains", lambda text: text.strip() or None, contains),
+}

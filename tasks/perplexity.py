@@ -1,0 +1,41 @@
+"""``perplexity:PATH``: how well a model predicts a text file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from spec.errors import SpecError
+from spec.run_spec import TaskSpec
+from tasks.files import read_text
+
+MAX_TEXT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A text to score; implements ``TextTask``. ``content`` is the file's text, its first ``limit`` lines."""
+
+    name: str
+    content: str
+    kind: Literal["problems", "text"] = "text"
+
+    def text(self) -> str:
+        """See TextTask."""
+        return self.content
+
+    def content_hash(self) -> str:
+        """See TextTask."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+def load(task: TaskSpec) -> Perplexity:
+    """The text of ``perplexity:PATH``. A limit counts lines. Raises InputError, SpecError."""
+    if task.prompt_template is not None or task.checker is not None:
+        raise SpecError("Perplexity asks no questions; leave out the prompt template and the checker.", field="task")
+    assert task.path is not None
+    text = read_text(task.path, MAX_TEXT_BYTES)
+    if task.limit is not None:
+        text = "".join(text.splitlines(keepends=True)[: task.limit])
+    return Perplexity(task.name, text)
