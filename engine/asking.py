@@ -1,0 +1,155 @@
+"""Measures a task that asks questions: one strategy per problem, merged into batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from engine.answers import answer_of
+from engine.backends.rows import Row
+from engine.backends.transformers import TransformersBackend
+from engine.decoding import begin
+from engine.decoding.requests import Question, Search
+from engine.devices import check_fits
+from engine.measure.memory import RssMeter
+from engine.measure.sensors import energy_meter
+from engine.measure.summary import RunRecord
+from engine.measure.time import SequenceTiming, now, synchronise
+from engine.progress import Reporter
+from engine.prompts import Prompt, PromptMaker
+from engine.sampling import Sampling
+from engine.scheduler import Job, Scheduler
+from engine.setup import Setup
+from spec.errors import InputError
+from spec.results import Answer, Phase
+from spec.strategy import Sample
+from tasks.problem import Problem
+
+WARM_UP_TOKENS = 4
+CUT_SHORT = "Some answers had less room than max_new_tokens, because the model's context was full."
+NO_SHARING = "This back end reads the prompt again for each sample, so flops_total equals flops_no_reuse."
+NO_CACHE = "the model keeps its state in a form whose size this back end cannot read"
+NOTHING_RUN = "no sequence was generated in this attempt"
+
+
+class Asking:
+    """One measurement of all problems that ``earlier`` attempts have not answered."""
+
+    def __init__(self, setup: Setup, earlier: Sequence[Answer]) -> None:
+        task, spec = setup.task, setup.spec
+        problems = task.problems()
+        if not problems:
+            raise InputError("The task has no problems; check its split, limit and file.")
+        self._setup = setup
+        self._earlier = list(earlier)
+        self._prompts = PromptMaker(task, spec.task, setup.loaded)
+        self._max_new_tokens = spec.task.max_new_tokens or task.default_max_new_tokens
+        done = {(a.repeat, a.problem_id) for a in earlier}
+        self._todo = [(r, p) for r in range(spec.repeats) for p in problems if (r, p.id) not in done]
+        self._backend = TransformersBackend(setup.loaded)
+        total = len(problems) * spec.repeats
+        self._reporter = Reporter(total, self._earlier, setup.on_event, setup.cancelled)
+
+    def measure(self) -> tuple[RunRecord, str | None]:
+        """The record of the run and an example of its prompts. Raises SpecError, DoesNotFitError, Cancelled."""
+        setup = self._setup
+        prompts = self._first_prompts()
+        warmup_s = self._warm_up(prompts) if prompts else None
+        answers, timings = list(self._earlier), list[SequenceTiming]()
+        setup.on_event(Phase("measure", f"{len(self._todo)} problems"))
+        scheduler = Scheduler(self._backend, setup.reward, setup.spec.runtime.batch_size, self._reporter.step)
+        with energy_meter(setup.device) as energy, RssMeter() as rss:
+            self._reporter.start()
+            started = now()
+            for job in scheduler.run(self._jobs()):
+                answers.append(self._answer(job))
+                timings += job.timings
+                self._reporter.answered(answers[-1])
+            synchronise(setup.device)
+            wall_s = now() - started
+        self._reporter.finish()
+        if setup.spec.strategy.samples > 1:
+            setup.note(NO_SHARING)
+        kv, lacking = self._backend.kv_bytes_peak, NO_CACHE if timings else NOTHING_RUN
+        record = setup.record(
+            *(wall_s, warmup_s, energy.reading, rss.peak, kv),
+            answers=answers,
+            timings=timings,
+            earlier=len(self._earlier),
+            missing={"kv_bytes_peak": lacking},
+        )
+        return record, prompts[0].bare if prompts else None
+
+    def _jobs(self) -> Iterator[Job]:
+        setup = self._setup
+        for repeat, problem in self._todo:
+            yield Job(problem, repeat, setup.spec.seed, setup.loaded.context, lambda p=problem: self._begin(p))
+
+    def _begin(self, problem: Problem) -> tuple[Prompt, Search]:
+        task, meaning = self._setup.task, self._setup.loaded.has_meaning
+        question = Question(
+            problem=problem,
+            max_new_tokens=self._max_new_tokens,
+            stop=tuple(task.stop),
+            extract=task.extract if meaning else _no_answer,
+            equivalent=task.equivalent,
+        )
+        return self._prompts.make(problem), begin(question, self._setup.spec.strategy)
+
+    def _answer(self, job: Job) -> Answer:
+        if job.cut_short:
+            self._setup.note(CUT_SHORT)
+        answer = answer_of(job, self._setup.task)
+        if self._setup.loaded.has_meaning:
+            return answer
+        return replace(answer, correct=None, candidates=tuple(replace(c, correct=None) for c in answer.candidates))
+
+    def _first_prompts(self) -> list[Prompt]:
+        """The prompts of the first batch, those left out that will fail for themselves."""
+        samples = self._setup.spec.strategy.samples
+        wanted = -(-self._setup.spec.runtime.batch_size // samples)
+        prompts = []
+        for _, problem in itertools.islice(self._todo, wanted):
+            try:
+                prompts.append(self._prompts.make(problem))
+            except InputError:
+                continue
+        return prompts
+
+    def _warm_up(self, prompts: Sequence[Prompt]) -> float:
+        """Run a batch of the first batch's shape for a few tokens, unmeasured; returns its seconds."""
+        setup, spec = self._setup, self._setup.spec
+        copies = (p for p in prompts for _ in range(spec.strategy.samples))
+        batch = list(itertools.islice(copies, spec.runtime.batch_size))
+        self._check_memory(batch)
+        setup.on_event(Phase("warmup", f"A first batch of {len(batch)} sequences, not measured"))
+        started = now()
+        sampling = Sampling.of(spec.strategy) if isinstance(spec.strategy, Sample) else None
+        room = min(WARM_UP_TOKENS, self._max_new_tokens, *(self._room(p) for p in batch))
+        rows = [Row(p.ids, room, sampling, 0, 0, tuple(setup.task.stop)) for p in batch]
+        self._backend.extend(rows, self._reporter.poll)
+        if setup.reward:
+            setup.reward.score([(p.bare, "") for p in batch], spec.runtime.batch_size, lambda: self._reporter.poll(0))
+        synchronise(setup.device)
+        self._backend.kv_bytes_peak = None
+        return now() - started
+
+    def _room(self, prompt: Prompt) -> int:
+        context = self._setup.loaded.context
+        return self._max_new_tokens if context is None else context - len(prompt.ids)
+
+    def _check_memory(self, batch: Sequence[Prompt]) -> None:
+        """Refuse a batch whose prompts alone need more memory than there is; answers may add to it."""
+        loaded = self._setup.loaded
+        longest = max(len(p.ids) for p in batch)
+        cache = len(batch) * longest * loaded.sizes.kv_bytes_per_token(str(loaded.dtype))
+        logits = 2 * len(batch) * loaded.sizes.vocab * 4
+        what = f"{len(batch)} sequences of {longest} prompt tokens each"
+        check_fits(what, cache + logits, loaded.device, "choose a smaller batch size.")
+
+
+def _no_answer(text: str) -> Any:
+    """What random weights write is no answer, even where it looks like one."""
+    return None

@@ -1,0 +1,15 @@
+"""Majority voting, also called self-consistency (Wang et al. 2022, arXiv 2203.11171)."""
+
+from __future__ import annotations
+
+from engine.decoding import votes
+from engine.decoding.candidates import candidates, solve
+from engine.decoding.requests import Outcome, Question, Search
+from engine.sampling import Sampling
+from spec.strategy import Majority
+
+
+def majority(question: Question, strategy: Majority) -> Search:
+    """n sampled solutions; the most frequent answer wins."""
+    found = candidates(question, (yield from solve(question, strategy.n, Sampling.of(strategy))))
+    return Outcome(found, votes.majority([c.answer for c in found], question.equivalent))

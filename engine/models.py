@@ -1,0 +1,248 @@
+"""Loads models and keeps the last few loaded. Device and number format are decided here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging as hf_logging
+
+from engine import hub
+from engine.catalog import ModelRef, resolve
+from engine.devices import check_fits, is_out_of_memory, pick_device, pick_dtype, release, torch_dtype
+from engine.folders import weight_files
+from engine.measure.flops import ModelShape, model_shape
+from engine.measure.memory import weights_bytes
+from engine.measure.time import now, synchronise
+from engine.random_weights import fill
+from engine.sizes import ModelSizes, context_of
+from engine.tokenizers import SyntheticTokenizer, Tokenizer, load_tokenizer
+from spec.choices import Attention, Dtype
+from spec.errors import DoesNotFitError, ModelError, SpecError, shorten
+from spec.run_spec import RunSpec
+
+KEEP = 3
+FITS_ADVICE = "choose a smaller model, or a smaller number format (bf16)."
+_SAMPLED = 1 << 20
+
+hf_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+        name: as the user wrote it; ``kind``: lab, shape, folder or hub.
+        dtype: of the weights; ``attention``: the implementation that runs.
+        load_s: reading the weights and placing them on the device.
+        shape: parameter counts and widths, for the compute formulas; ``sizes``: for memory.
+        context: most positions, None where there is no limit.
+        fingerprint: 16 hex digits that change when the weights or the config do.
+        warm: whether the model was already loaded when it was asked for.
+    """
+
+    name: str
+    kind: str
+    model: Any
+    tokenizer: Tokenizer
+    config: Any
+    device: torch.device
+    dtype: Dtype
+    attention: str
+    load_s: float
+    weights_bytes: int
+    shape: ModelShape
+    sizes: ModelSizes
+    context: int | None
+    fingerprint: str
+    warm: bool = False
+
+    @property
+    def has_meaning(self) -> bool:
+        """Whether its answers mean anything: not those of random weights."""
+        return self.kind != "shape"
+
+
+class ModelHost:
+    """Loads models on demand and keeps the ``keep`` most recently used, fewer where memory is short."""
+
+    def __init__(self, keep: int = KEEP) -> None:
+        self.keep = keep
+        self._loaded: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+    def get(self, spec: RunSpec) -> LoadedModel:
+        """The model of a run, loaded if it is not. Raises ModelError, SpecError, DoesNotFitError."""
+        ref = resolve(spec.model)
+        if ref.kind == "hub" and ref.path is None:
+            hub.fetch(ref.name)
+            ref = resolve(spec.model)
+        device = pick_device(spec.runtime.device)
+        dtype = pick_dtype(spec.precision.weights, ref.dtype, device)
+        key = ("model", ref.name, str(ref.path), str(device), dtype, spec.runtime.attention)
+        loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, spec.runtime.attention))
+        return loaded
+
+    def keep_or_load(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
+        """What ``key`` stands for, marked ``warm`` when it was here already; others make room when memory is short."""
+        if key in self._loaded:
+            self._loaded.move_to_end(key)
+            return replace(self._loaded[key], warm=True)
+        while True:
+            try:
+                loaded = load()
+                break
+            except DoesNotFitError:
+                if not self._loaded:
+                    raise
+                self._drop_oldest()
+        self._loaded[key] = loaded
+        while len(self._loaded) > self.keep:
+            self._drop_oldest()
+        return loaded
+
+    def clear(self) -> None:
+        """Forget all models."""
+        while self._loaded:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, old = self._loaded.popitem(last=False)
+        device = old.device
+        del old
+        release(device)
+
+
+def load(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention = Attention.AUTO) -> LoadedModel:
+    """Load what ``ref`` means onto ``device``. Raises ModelError, SpecError (attention) and DoesNotFitError."""
+    assert ref.sizes is not None
+    check_fits(f"The weights of {ref.name} in {dtype}", ref.sizes.weights_bytes(dtype), device, FITS_ADVICE)
+    _import_architecture(ref)
+    started = now()
+    try:
+        model, tokenizer = (
+            _random(ref, device, dtype, attention) if ref.path is None else _saved(ref, device, dtype, attention)
+        )
+        synchronise(str(device))
+    except Exception as error:
+        release(device)
+        if is_out_of_memory(error):
+            raise DoesNotFitError(f"{ref.name} in {dtype} does not fit on {device}; {FITS_ADVICE}") from None
+        raise
+    load_s = now() - started
+    return LoadedModel(
+        name=ref.name,
+        kind=ref.kind,
+        model=model,
+        tokenizer=tokenizer,
+        config=model.config,
+        device=device,
+        dtype=dtype,
+        attention=str(model.config._attn_implementation),
+        load_s=load_s,
+        weights_bytes=weights_bytes(model),
+        shape=shape_of(model),
+        sizes=ref.sizes,
+        context=context_of(ref.config),
+        fingerprint=fingerprint(ref),
+    )
+
+
+def read_weights(auto_class: Any, folder: Path, device: torch.device, dtype: Dtype, attention: Attention) -> Any:
+    """``auto_class.from_pretrained(folder)`` from safetensors alone, with every weight accounted for."""
+    shown = shorten(str(folder))
+    try:
+        model, report = auto_class.from_pretrained(
+            str(folder),
+            dtype=torch_dtype(dtype),
+            attn_implementation=None if attention is Attention.AUTO else str(attention),
+            device_map={"": device} if device.type == "cuda" else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise _explain(shown, attention, error) from None
+    lacking = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    if lacking:
+        raise ModelError(
+            f"{shown} lacks {len(lacking)} of the weights its config asks for, e.g. {lacking[0]}; save it again."
+        )
+    return model.eval()
+
+
+def shape_of(model: Any) -> ModelShape:
+    """What the compute formulas need of a model; without attention heads in its config, only the parameter count."""
+    try:
+        return model_shape(model)
+    except AttributeError:
+        parameters = sum(p.numel() for p in model.parameters())
+        return ModelShape(parameters, None, 0, 0, (), "the model's config does not describe attention heads and layers")
+
+
+def fingerprint(ref: ModelRef) -> str:
+    """16 hex digits of config and weights: whole small files, the head and the tail of large ones; a shape's config."""
+    digest = hashlib.sha256(repr(sorted(ref.config.items(), key=str)).encode())
+    for file in weight_files(ref.path) if ref.path else []:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_SAMPLED if size > 64 * _SAMPLED else size))
+            stream.seek(max(0, size - _SAMPLED))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def _import_architecture(ref: ModelRef) -> None:
+    """Import the Python module of the architecture, so that ``load_s`` is the weights' time alone."""
+    config_class = CONFIG_MAPPING.get(ref.config.get("model_type"), None)
+    if config_class is not None:
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+
+
+def _saved(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer]:
+    assert ref.path is not None
+    model = read_weights(AutoModelForCausalLM, ref.path, device, dtype, attention)
+    tokenizer = load_tokenizer(str(ref.path), model.generation_config)
+    # What the spec does not say must not come from a file beside the weights: a model's own sampling defaults
+    # (temperature, repetition penalty) would change what "greedy" means from model to model.
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_id, eos_token_id=sorted(tokenizer.stop_ids) or None
+    )
+    return model, tokenizer
+
+
+def _random(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer]:
+    values = dict(ref.config)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    model = fill(
+        lambda: AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch_dtype(dtype),
+            attn_implementation=None if attention is Attention.AUTO else str(attention),
+            trust_remote_code=False,
+        ),
+        device,
+    )
+    tokenizer = SyntheticTokenizer(config.vocab_size)
+    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_id)
+    return model.eval(), tokenizer
+
+
+def _explain(shown: str, attention: Attention, error: Exception) -> ModelError | SpecError:
+    text = " ".join(str(error).split())
+    if attention is not Attention.AUTO and str(attention) in text and "attention" in text.lower():
+        return SpecError(f"{shown} has no {attention} attention; choose auto or eager.", field="runtime.attention")
+    return ModelError(
+        f"{shown} does not load as a causal language model ({type(error).__name__}: {shorten(text, 120)}); check that "
+        "its config.json and weights belong together and that transformers knows its architecture."
+    )

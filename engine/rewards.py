@@ -1,0 +1,180 @@
+"""Reward models: how good is each step of a solution, or the whole of it. Batch in, batch out.
+
+Two kinds are read from a folder:
+- *step head*: a Llama trunk and ``head.safetensors`` (``weight`` [1, hidden], ``bias`` [1]); config.json holds
+  ``isoquant_reward``. The score of step k is the sigmoid of the head at the newline token that ends the step. One
+  newline is put after the last line, so every solution has at least one step.
+- *classification head*: any AutoModelForSequenceClassification with one output; its sigmoid is the only step score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from engine.catalog import ModelRef, resolve_reward
+from engine.devices import check_fits, does_not_fit, is_out_of_memory, pick_dtype, release
+from engine.measure.flops import ModelShape
+from engine.measure.memory import weights_bytes
+from engine.measure.time import now, synchronise
+from engine.models import FITS_ADVICE, ModelHost, fingerprint, read_weights, shape_of
+from engine.sizes import context_of
+from engine.tokenizers import ModelTokenizer, load_tokenizer
+from spec.choices import Attention, Dtype
+from spec.errors import ModelError, shorten
+
+HEAD_FILE = "head.safetensors"
+STEP_END = "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores in (0, 1) of one solution's steps, and the tokens the reward model processed for them."""
+
+    steps: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model ready to run. ``head`` is (weight, bias) of a step head, None for a classification head."""
+
+    name: str
+    model: Any
+    tokenizer: ModelTokenizer
+    head: tuple[torch.Tensor, torch.Tensor] | None
+    device: torch.device
+    dtype: Dtype
+    context: int | None
+    load_s: float
+    weights_bytes: int
+    shape: ModelShape
+    fingerprint: str
+    warm: bool = False
+
+    def score(
+        self, items: Sequence[tuple[str, str]], batch_size: int, on_batch: Callable[[], None] = lambda: None
+    ) -> list[Scored]:
+        """Scores of (prompt, solution) pairs, in order, in padded batches of similar length.
+
+        ``on_batch`` is called before each batch and may raise Cancelled. Raises DoesNotFitError.
+        """
+        read = [self._read(prompt, text) for prompt, text in items]
+        order = sorted(range(len(items)), key=lambda i: len(read[i][0]))
+        found: list[Scored | None] = [None] * len(items)
+        for start in range(0, len(order), batch_size):
+            on_batch()
+            batch = order[start : start + batch_size]
+            for index, steps in zip(batch, self._run([read[i] for i in batch]), strict=True):
+                found[index] = Scored(steps, len(read[index][0]))
+        return [s for s in found if s is not None]
+
+    def _read(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+        """(token ids, positions at which a score is read)."""
+        if self.head is None:
+            ids = self.tokenizer.encode(prompt + text)[: self.context]
+            return ids, [len(ids) - 1]
+        newline = self._newline()
+        before = self.tokenizer.encode(prompt).count(newline)
+        ids = self.tokenizer.encode(prompt + text.rstrip(STEP_END) + STEP_END)[: self.context]
+        return ids, [i for i, token in enumerate(ids) if token == newline][before:]
+
+    def _newline(self) -> int:
+        return int(self.tokenizer.inner.convert_tokens_to_ids(self.tokenizer.inner.tokenize(STEP_END)[-1]))
+
+    def _run(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, ...]]:
+        try:
+            return self._forward(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            release(self.device)
+            advice = f"try batch size {max(1, len(batch) // 2)}."
+            raise does_not_fit(
+                f"{len(batch)} solutions in {self.name} at once", None, None, self.device, advice
+            ) from None
+
+    @torch.inference_mode()
+    def _forward(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, ...]]:
+        width = max(len(ids) for ids, _ in batch)
+        pad = self.tokenizer.pad_id
+        ids = torch.tensor([i + [pad] * (width - len(i)) for i, _ in batch]).to(self.device)
+        mask = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i, _ in batch]).to(self.device)
+        if self.head is None:
+            scores = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().sigmoid().tolist()
+            return [(s,) for s in scores]
+        weight, bias = self.head
+        hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        scores = (hidden.float() @ weight.T + bias).squeeze(-1).sigmoid().tolist()
+        return [tuple(row[at] for at in positions) for row, (_, positions) in zip(scores, batch, strict=True)]
+
+
+def get_reward(host: ModelHost, name: str, device: torch.device) -> RewardModel:
+    """The reward model of that name from the host, loaded in the number format it was saved in."""
+    ref = resolve_reward(name)
+    dtype = pick_dtype(Dtype.AUTO, ref.dtype, device)
+    key = ("reward", name, str(ref.path), str(device), dtype)
+    model: RewardModel = host.keep_or_load(key, lambda: load_reward(ref, device, dtype))
+    return model
+
+
+def load_reward(ref: ModelRef, device: torch.device, dtype: Dtype) -> RewardModel:
+    """Load a reward model folder. Raises ModelError where it is of neither kind, DoesNotFitError."""
+    assert ref.path is not None
+    assert ref.sizes is not None
+    check_fits(f"The weights of {ref.name} in {dtype}", ref.sizes.weights_bytes(dtype), device, FITS_ADVICE)
+    started = now()
+    if "isoquant_reward" in ref.config:
+        model = read_weights(AutoModel, ref.path, device, dtype, Attention.AUTO)
+        head = _read_head(ref.path, device, model.config.hidden_size)
+    elif _is_classifier(ref.config):
+        model = read_weights(AutoModelForSequenceClassification, ref.path, device, dtype, Attention.AUTO)
+        head = None
+    else:
+        raise ModelError(
+            f"{shorten(ref.name)} is not a reward model: its config has neither isoquant_reward nor a sequence "
+            "classification head with one output."
+        )
+    tokenizer = load_tokenizer(str(ref.path), None)
+    model.config.pad_token_id = tokenizer.pad_id  # a classification head finds the last token by it
+    synchronise(str(device))
+    return RewardModel(
+        name=ref.name,
+        model=model,
+        tokenizer=tokenizer,
+        head=head,
+        device=device,
+        dtype=dtype,
+        context=context_of(ref.config),
+        load_s=now() - started,
+        weights_bytes=weights_bytes(model) + sum(t.numel() * t.element_size() for t in head or ()),
+        shape=shape_of(model),
+        fingerprint=fingerprint(ref),
+    )
+
+
+def _is_classifier(config: dict[str, Any]) -> bool:
+    names = config.get("architectures") or []
+    labels = config.get("id2label")
+    one = config.get("num_labels") == 1 or (isinstance(labels, dict) and len(labels) == 1)
+    return one and any(str(n).endswith("ForSequenceClassification") for n in names)
+
+
+def _read_head(folder: Path, device: torch.device, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        tensors = load_file(folder / HEAD_FILE)
+        weight, bias = tensors["weight"].float(), tensors["bias"].float()
+    except Exception as error:
+        raise ModelError(
+            f"{HEAD_FILE} in {shorten(str(folder))} cannot be read ({type(error).__name__}); a step reward model "
+            "needs it."
+        ) from None
+    if weight.shape != (1, hidden) or bias.shape != (1,):
+        raise ModelError(f"{HEAD_FILE} in {shorten(str(folder))} must hold weight [1, {hidden}] and bias [1].")
+    return weight.to(device), bias.to(device)

@@ -1,0 +1,83 @@
+"""What both kinds of run need: the loaded models, the task, and where events go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.measure.energy import EnergyReading
+from engine.measure.memory import MemoryReading, peak_bytes
+from engine.measure.summary import RunRecord
+from engine.models import LoadedModel, ModelHost
+from engine.rewards import RewardModel, get_reward
+from spec.results import Event, Phase
+from spec.run_spec import RunSpec
+
+RANDOM_WEIGHTS = "the model has random weights, so its answers mean nothing"
+WARM = "The model was still loaded from an earlier run; the load time is that of then."
+
+
+@dataclass
+class Setup:
+    """A run that is ready to measure. ``notes`` collects sentences for the reader of the result."""
+
+    spec: RunSpec
+    task: Any
+    loaded: LoadedModel
+    reward: RewardModel | None
+    on_event: Callable[[Event], None]
+    cancelled: Callable[[], bool]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> str:
+        """The device as the measuring functions want it."""
+        return str(self.loaded.device)
+
+    def note(self, sentence: str) -> None:
+        """Add a note, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def record(
+        self, wall_s: float, warmup_s: float | None, energy: EnergyReading, rss: int, kv_bytes: int | None, **more: Any
+    ) -> RunRecord:
+        """The record for ``summarise``, with what does not depend on the kind of run filled in."""
+        reward = self.reward
+        memory = MemoryReading(
+            peak_memory_bytes=peak_bytes(self.device),
+            process_rss_bytes=rss,
+            weights_bytes=self.loaded.weights_bytes + (reward.weights_bytes if reward else 0),
+            kv_bytes_peak=kv_bytes,
+        )
+        return RunRecord(
+            batch_size=self.spec.runtime.batch_size,
+            wall_s=wall_s,
+            load_s=self.loaded.load_s + (reward.load_s if reward else 0.0),
+            warmup_s=warmup_s,
+            energy=energy,
+            memory=memory,
+            model=self.loaded.shape,
+            verifier=reward.shape if reward else None,
+            no_accuracy=None if self.loaded.has_meaning else RANDOM_WEIGHTS,
+            **more,
+        )
+
+
+def set_up(
+    spec: RunSpec, task: Any, host: ModelHost, on_event: Callable[[Event], None], cancelled: Callable[[], bool]
+) -> Setup:
+    """Load what the spec names. Raises SpecError, ModelError, DoesNotFitError."""
+    on_event(Phase("load", f"Loading {spec.model}"))
+    loaded = host.get(spec)
+    name = getattr(spec.strategy, "reward", None)
+    if name is not None:
+        on_event(Phase("load", f"Loading {name}"))
+    reward = get_reward(host, name, loaded.device) if name is not None else None
+    setup = Setup(spec, task, loaded, reward, on_event, cancelled)
+    if loaded.warm or (reward and reward.warm):
+        setup.note(WARM)
+    if not loaded.has_meaning:
+        setup.note("The weights are random: time, memory, energy and compute are real, accuracy is not available.")
+    return setup
