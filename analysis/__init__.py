@@ -1,0 +1,1 @@
+"""Pure functions on measured rows: statistics, frontiers, wording. numpy and ``spec`` only."""
