@@ -75,4 +75,5 @@ def _minima(cost_x: NDArray[np.float64], cost_y: NDArray[np.float64]) -> Indices
     order = usable[np.lexsort((cost_y[usable], cost_x[usable]))]
     falling = cost_y[order]
     before = np.concatenate(([np.inf], np.minimum.accumulate(falling)[:-1])) if order.size else falling
-    return order[falling < before]
+    found: Indices = order[falling < before]
+    return found

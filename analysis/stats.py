@@ -40,7 +40,8 @@ def percentiles(values: ArrayLike, qs: Sequence[float] = (50, 90, 95, 99)) -> di
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64).ravel()
-    return array[np.isfinite(array)]
+    finite: NDArray[np.float64] = array[np.isfinite(array)]
+    return finite
 
 
 @dataclass(frozen=True, slots=True)
