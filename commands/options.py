@@ -1,0 +1,136 @@
+"""The options that make a RunSpec, declared once for ``run`` and ``submit`` from the spec's own parameters.
+
+Every value is taken as text and judged by the spec, so the command line, the pages and the queue refuse the same
+things in the same words.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from commands.output import note
+from engine.catalog import resolve, resolve_reward
+from spec.parameters import Parameter, parameters
+from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
+from spec.strategy import parse_strategy
+from tasks.registry import load_task
+
+PARTS: dict[str, type] = {"precision": Precision, "runtime": Runtime, "task": TaskSpec, "": RunSpec}
+OPTIONS: dict[str, tuple[str, str]] = {
+    "precision": ("precision", "weights"),
+    "kv_cache": ("precision", "kv_cache"),
+    "backend": ("runtime", "backend"),
+    "device": ("runtime", "device"),
+    "batch_size": ("runtime", "batch_size"),
+    "batching": ("runtime", "batching"),
+    "attention": ("runtime", "attention"),
+    "task": ("task", "name"),
+    "split": ("task", "split"),
+    "limit": ("task", "limit"),
+    "prompt_style": ("task", "prompt_style"),
+    "shots": ("task", "shots"),
+    "prompt_template": ("task", "prompt_template"),
+    "checker": ("task", "checker"),
+    "max_new_tokens": ("task", "max_new_tokens"),
+    "seed": ("", "seed"),
+    "repeats": ("", "repeats"),
+}
+SHOWN_SKIPS = 20
+_MODEL = "Model: a name from `models`, shape:NAME, a folder, or a hub id."
+_STRATEGY = "Decoding strategy, e.g. greedy or majority:n=8,temperature=0.8; see `strategies`."
+_SKIP = "Leave out malformed lines of a data file, and name them, instead of refusing the file."
+
+Db = Annotated[str | None, typer.Option("--db", help="Database file; default: isoquant.db in ISOQUANT_HOME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def _option(name: str) -> inspect.Parameter:
+    part, field = OPTIONS[name]
+    p = next(p for p in parameters(PARTS[part]) if p.name == field)
+    option = typer.Option("--" + name.replace("_", "-"), help=_help(p), show_default=False)
+    return _keyword(name, str | None, option, None)
+
+
+def _help(p: Parameter) -> str:
+    words = p.allowed if p.choices or p.low is not None else ""
+    default = "" if p.default is None else f"default {p.default}"
+    extra = "; ".join(filter(None, (words, default)))
+    return p.help + (f" [{extra}]" if extra else "")
+
+
+def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def takes_spec(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``verb``, whose first parameter is a checked RunSpec, the options that make one."""
+    own = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]
+    options = [
+        _keyword("model", str, typer.Option("--model", help=_MODEL, show_default=False), ...),
+        *(_option(name) for name in OPTIONS),
+        _keyword("strategy", str, typer.Option("--strategy", help=_STRATEGY), "greedy"),
+        _keyword("skip_bad", bool, typer.Option("--skip-bad", help=_SKIP), False),
+    ]
+    options[0] = options[0].replace(default=inspect.Parameter.empty)
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+
+    @functools.wraps(verb)
+    def wrapped(**values: Any) -> Any:
+        chosen = {p.name: values.pop(p.name) for p in options}
+        spec = make_spec(**chosen)
+        for line in check(spec)[:SHOWN_SKIPS]:
+            note(f"note: left out {line}")
+        return verb(spec, **values)
+
+    wrapped.__signature__ = inspect.Signature([*options, *own])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in (*options, *own)}
+    return wrapped
+
+
+def make_spec(model: str, strategy: str = "greedy", skip_bad: bool = False, **options: str | None) -> RunSpec:
+    """The spec of option texts; None means not given. Relative paths are made absolute: a worker runs elsewhere."""
+    data: dict[str, Any] = {"precision": {}, "runtime": {}, "task": {"skip_bad": skip_bad}}
+    for name, value in options.items():
+        if value is not None:
+            part, field = OPTIONS[name]
+            (data[part] if part else data)[field] = value
+    if "name" in data["task"]:
+        data["task"]["name"] = _absolute_task(data["task"]["name"])
+    data["model"] = _absolute_model(model)
+    data["strategy"] = parse_strategy(strategy).to_dict()
+    if "reward" in data["strategy"]:
+        data["strategy"]["reward"] = _absolute_model(data["strategy"]["reward"])
+    return RunSpec.from_dict(data)
+
+
+def _absolute_task(name: str) -> str:
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else name
+
+
+def _absolute_model(name: str) -> str:
+    try:
+        folder = Path(name).expanduser()
+        is_folder = (
+            bool(name) and not name.startswith(("shape:", "lab-")) and (name.startswith((".", "~")) or folder.is_dir())
+        )
+    except (OSError, ValueError, RuntimeError):
+        return name
+    return str(folder.resolve()) if is_folder else name
+
+
+def check(spec: RunSpec) -> list[str]:
+    """Raise what a run of ``spec`` would fail with for certain: its model, its reward model, its data.
+
+    Returns what ``--skip-bad`` left out of the data file.
+    """
+    resolve(spec.model)
+    if hasattr(spec.strategy, "reward"):
+        resolve_reward(spec.strategy.reward)
+    return list(getattr(load_task(spec.task), "skipped", ()))
