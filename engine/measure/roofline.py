@@ -10,13 +10,14 @@ from typing import Any
 from engine.measure.time import now, synchronise
 
 REPEATS = 7
+BUDGET_S = 3.0  # processors without half-precision arithmetic emulate it a hundred times slower
 CPU_COPY_BYTES, GPU_COPY_BYTES = 2**27, 2**30
 CPU_MATMUL_SIDE, GPU_MATMUL_SIDE = 1024, 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Medians of ``repeats`` timings on one device.
+    """Medians of up to ``repeats`` timings on one device.
 
     ``copy_bytes_per_s`` counts bytes read and written; ``matmul_flop_per_s`` maps a number format to the rate of a
     square matrix product of ``matmul_side``, 2 side^3 operations. A format the device cannot multiply is absent.
@@ -65,9 +66,10 @@ def _matmul_rate(device: str, dtype: str, side: int, repeats: int) -> float | No
 
 
 def _median_s(work: Callable[[], Any], device: str, repeats: int) -> float:
+    """Median of up to ``repeats`` timings after an untimed one; fewer where that would take beyond ``BUDGET_S``."""
     work()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < BUDGET_S:
         synchronise(device)
         start = now()
         work()
