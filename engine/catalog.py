@@ -65,8 +65,8 @@ def resolve(name: str) -> ModelRef:
     """What ``name`` means. Raises SpecError (unknown name), ModelError or UnsafeModelError; loads nothing."""
     if name.startswith(SHAPE_PREFIX):
         return _shape(name)
-    if name.startswith("lab-") and "/" not in name and "\\" not in name:
-        return _lab(name, LAB_FAMILY)
+    if _looks_like_lab(name):
+        return _lab(name, reward=False)
     folder = Path(name).expanduser()
     if _looks_like_folder(name) or folder.is_dir():
         return _folder(name, "folder", folder)
@@ -78,8 +78,8 @@ def resolve(name: str) -> ModelRef:
 
 def resolve_reward(name: str) -> ModelRef:
     """What the name of a reward model means: ``lab-prm`` or a folder. Same errors as ``resolve``."""
-    if name.startswith("lab-") and "/" not in name and "\\" not in name:
-        return _lab(name, (LAB_REWARD,))
+    if _looks_like_lab(name):
+        return _lab(name, reward=True)
     folder = Path(name).expanduser()
     if _looks_like_folder(name) or folder.is_dir():
         return _folder(name, "folder", folder)
@@ -88,11 +88,7 @@ def resolve_reward(name: str) -> ModelRef:
 
 def list_models(extra_dirs: Iterable[Path | str] = ()) -> list[ModelInfo]:
     """The built-in family, the shapes, and every model folder directly under ``extra_dirs``."""
-    names = list(LAB_FAMILY)
-    if LAB_MODELS.is_dir():
-        found = {p.name for p in LAB_MODELS.iterdir() if _LAB_NAME.fullmatch(p.name) and not _is_reward(p)}
-        names += sorted(found - set(names))
-    infos = [_info(n, "lab", "Built-in model for word problems.") for n in names]
+    infos = [_info(n, "lab", "Built-in model for word problems.") for n in _lab_names(reward=False)]
     infos += [_info(SHAPE_PREFIX + s.name, "shape", f"{s.title} with random weights.") for s in SHAPES.values()]
     for directory in extra_dirs:
         folders = (p for p in sorted(Path(directory).expanduser().glob("*/")) if (p / "config.json").is_file())
@@ -138,20 +134,22 @@ def _shape(name: str) -> ModelRef:
     return ModelRef(name, "shape", None, sizes_of_shape(shape), "bf16", config)
 
 
-def _lab(name: str, family: tuple[str, ...]) -> ModelRef:
+def _lab(name: str, reward: bool) -> ModelRef:
+    kind, valid = ("reward model", _lab_names(reward=True)) if reward else ("model", _lab_names(reward=False))
+    if name not in valid:
+        raise unknown(kind, name, valid, field="strategy.reward" if reward else "model")
     path = LAB_MODELS / name
-    if not _LAB_NAME.fullmatch(name) or (name not in family and not path.is_dir()):
-        raise unknown("model", name, _names_present(family), field="model")
     if not path.is_dir():
-        raise ModelError(
-            f"{name} is not among the weights of this copy; `python -m lab.train --help` says how to make it."
-        )
+        raise ModelError(f"{name} is not in this copy; `python -m lab.train --help` says how to make it.")
     return _folder(name, "lab", path)
 
 
-def _names_present(family: tuple[str, ...]) -> list[str]:
-    found = {p.name for p in LAB_MODELS.glob("lab-*")} if LAB_MODELS.is_dir() else set()
-    return sorted(set(family) | {n for n in found if _LAB_NAME.fullmatch(n)})
+def _lab_names(reward: bool) -> list[str]:
+    """The built-in names: those that belong to the family, and whatever else lies in its folder."""
+    expected = (LAB_REWARD,) if reward else LAB_FAMILY
+    paths = LAB_MODELS.iterdir() if LAB_MODELS.is_dir() else ()
+    found = {p.name for p in paths if _LAB_NAME.fullmatch(p.name) and _is_reward(p) is reward}
+    return [*expected, *sorted(found - set(expected))]
 
 
 def _folder(name: str, kind: str, path: Path) -> ModelRef:
@@ -166,6 +164,10 @@ def _is_reward(path: Path) -> bool:
         return "isoquant_reward" in read_config(path)
     except IsoquantError:
         return False
+
+
+def _looks_like_lab(name: str) -> bool:
+    return name.startswith("lab-") and "/" not in name and "\\" not in name
 
 
 def _looks_like_folder(name: str) -> bool:

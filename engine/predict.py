@@ -1,0 +1,182 @@
+"""What a run will need, before it is started: memory and time, roughly. No torch: the form shows it while one types.
+
+An estimate says what it rests on. Runs that were measured are the best basis; without one the time follows from the
+operations and bytes of each decoding step and the rates of the machine, measured or assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from engine.catalog import ModelRef, resolve, resolve_reward
+from engine.measure.hardware import cores, gpus
+from engine.sizes import BYTES
+from spec.choices import Dtype, PromptStyle
+from spec.run_spec import RunSpec
+
+PROMPT_TOKENS = 100
+SHOT_TOKENS = 150
+ENDS_EARLY = 0.5  # of the longest answer allowed, where the model can end by itself
+PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 600_000_000}
+GPU_SHARE = 0.95
+
+
+class Fit(StrEnum):
+    """``tight``: prompts and weights fit, but not if all answers grow to their limit."""
+
+    YES = "yes"
+    TIGHT = "tight"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a machine can do: operations per second, bytes moved per second, fixed seconds per layer and step."""
+
+    flops: float
+    bytes_per_s: float
+    layer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A measured run on the same hardware: its spec, throughput_run_tok_s and tokens_per_problem."""
+
+    spec: RunSpec
+    tok_s: float
+    tokens_per_problem: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """``needed_bytes`` if all answers reach their limit; ``seconds`` without loading; ``basis`` is one sentence.
+
+    Bytes are None for a model whose size is not known yet, seconds None where the number of problems is not.
+    """
+
+    weights_bytes: int | None
+    kv_bytes: int | None
+    needed_bytes: int | None
+    available_bytes: int | None
+    fit: Fit
+    seconds: float | None
+    tokens: int | None
+    basis: str
+
+
+def predict(
+    spec: RunSpec,
+    *,
+    problems: int | None,
+    default_max_new_tokens: int,
+    past: Sequence[Past] = (),
+    rates: Rates | None = None,
+    available_bytes: int | None = None,
+) -> Estimate:
+    """Estimate a run of ``problems`` problems. Raises what ``resolve`` raises for a name that is not valid."""
+    ref = resolve(spec.model)
+    reward = resolve_reward(name) if (name := getattr(spec.strategy, "reward", None)) else None
+    limit = spec.task.max_new_tokens or default_max_new_tokens
+    on_gpu = spec.runtime.device != "cpu" and bool(gpus())
+    available = available_bytes if available_bytes is not None else memory_of(on_gpu)
+    asked = None if problems is None else min(problems, spec.task.limit or problems) * spec.repeats
+    seconds, tokens, basis = _time(spec, ref, reward, asked, limit, past, rates or default_rates(on_gpu), rates is None)
+    if ref.sizes is None:
+        return Estimate(None, None, None, available, Fit.UNKNOWN, seconds, tokens, basis)
+    dtype = str(ref.dtype or Dtype.FP32) if spec.precision.weights is Dtype.AUTO else str(spec.precision.weights)
+    weights = ref.sizes.weights_bytes(dtype)
+    if reward and reward.sizes:
+        weights += reward.sizes.weights_bytes(reward.dtype or "fp32")
+    rows = min(spec.runtime.batch_size, max(1, (asked or spec.runtime.batch_size) * spec.strategy.samples))
+    per_token = ref.sizes.kv_bytes_per_token(dtype)
+    prompt = _prompt_tokens(spec)
+    overhead = PROCESS_BYTES["cuda" if on_gpu else "cpu"] + 2 * rows * ref.sizes.vocab * 4
+    kv = rows * (prompt + limit) * per_token
+    least = weights + rows * prompt * per_token + overhead
+    needed = weights + kv + overhead
+    fit = Fit.NO if least > available else Fit.TIGHT if needed > available else Fit.YES
+    return Estimate(weights, kv, needed, available, fit, seconds, tokens, basis)
+
+
+def memory_of(on_gpu: bool) -> int:
+    """Bytes that a run could take on this machine: nearly all of a GPU's memory, or what main memory has free."""
+    if on_gpu:
+        return int(gpus()[0]["memory_gib"] * 2**30 * GPU_SHARE)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def default_rates(on_gpu: bool) -> Rates:
+    """Cautious rates of a present-day GPU or of this machine's cores, used until the machine has been calibrated."""
+    if on_gpu:
+        return Rates(flops=100e12, bytes_per_s=1e12, layer_s=0.6e-3)
+    return Rates(flops=20e9 * cores(), bytes_per_s=10e9, layer_s=0.35e-3)
+
+
+def _time(
+    spec: RunSpec,
+    ref: ModelRef,
+    reward: ModelRef | None,
+    asked: int | None,
+    limit: int,
+    past: Sequence[Past],
+    rates: Rates,
+    assumed: bool,
+) -> tuple[float | None, int | None, str]:
+    """(seconds, generated tokens, basis)."""
+    if asked is None:
+        return None, None, "The number of problems is not known."
+    if near := _nearest(spec, past):
+        each = near.tokens_per_problem / near.spec.strategy.samples * spec.strategy.samples
+        same = near.spec.runtime.batch_size == spec.runtime.batch_size
+        note = "" if same else f" at batch size {near.spec.runtime.batch_size}"
+        basis = f"Estimated from a measured run of {near.spec.model} with {near.spec.strategy}{note}."
+        return asked * each / near.tok_s, round(asked * each), basis
+    if ref.sizes is None:
+        return None, None, "The model is not on this machine yet, so its size is not known."
+    answer = limit if ref.kind == "shape" else max(1, round(limit * ENDS_EARLY))
+    sequences = asked * spec.strategy.samples
+    batches = math.ceil(sequences / spec.runtime.batch_size)
+    prompt = _prompt_tokens(spec)
+    dtype = ref.dtype or "fp32" if spec.precision.weights is Dtype.AUTO else str(spec.precision.weights)
+    # A static batch runs until its last answer ends, which is near the limit once there are a few.
+    steps = batches * (limit if sequences > 1 else answer)
+    step_s = ref.sizes.layers * rates.layer_s + ref.sizes.active * BYTES[dtype] / rates.bytes_per_s
+    work = 2.0 * ref.sizes.active * sequences * (prompt + answer)
+    if reward and reward.sizes:
+        work += 2.0 * reward.sizes.active * sequences * (prompt + answer)
+    origin = "assumed rates of this kind of machine" if assumed else "this machine's calibrated rates"
+    return (
+        steps * step_s + work / rates.flops,
+        sequences * answer,
+        f"Estimated from {origin}; no similar run is stored.",
+    )
+
+
+def _nearest(spec: RunSpec, past: Sequence[Past]) -> Past | None:
+    """The measured run most like ``spec``: same model, number format, device and task kind; then the batch size."""
+    alike = [
+        p
+        for p in past
+        if (p.spec.model, p.spec.precision, p.spec.runtime.device, p.spec.task.kind)
+        == (spec.model, spec.precision, spec.runtime.device, spec.task.kind)
+        and p.tok_s > 0
+    ]
+    return min(alike, key=lambda p: _distance(spec, p.spec), default=None)
+
+
+def _distance(a: RunSpec, b: RunSpec) -> tuple[float, bool, float]:
+    return (
+        abs(math.log2(a.runtime.batch_size / b.runtime.batch_size)),
+        a.strategy.name != b.strategy.name,
+        abs(math.log2(a.strategy.samples / b.strategy.samples)),
+    )
+
+
+def _prompt_tokens(spec: RunSpec) -> int:
+    return PROMPT_TOKENS + (spec.task.shots * SHOT_TOKENS if spec.task.prompt_style is PromptStyle.FEW_SHOT else 0)
