@@ -1,0 +1,192 @@
+"""The worker's side of the queue: claim a job, hold it, end it; and take it from workers that are gone."""
+
+from __future__ import annotations
+
+from spec.choices import JobState
+from spec.errors import SpecError
+from spec.results import Phase, Progress, RunResult
+from store.clock import Clock, Process, this_process
+from store.connection import Connection, Row
+from store.errors import LeaseLost
+from store.job_rows import HELD, MAX_DETAIL, READ_JOB, WAITING, Job, Lease, move, read_job
+from store.run_rows import save_progress, save_result
+from store.values import text
+
+LEASE_S = 30.0
+MAX_CRASHES = 3
+BACKOFF_S = 5.0
+CANCELLED = "Cancelled; what was measured until then is kept."
+_DUE = (
+    "SELECT job_id FROM jobs WHERE state IN ('queued','retry_wait') "
+    "AND (not_before IS NULL OR not_before <= ? OR boot_id IS NOT ?) ORDER BY id LIMIT 1"
+)
+
+
+class Leases:
+    """The half of ``store.jobs`` that workers use."""
+
+    def __init__(self, connection: Connection, clock: Clock) -> None:
+        self._connection, self._clock = connection, clock
+
+    def claim(self, worker: str) -> Lease | None:
+        """The oldest job that is due, now held by ``worker`` for 30 s; None when there is none.
+
+        A job whose specification this program cannot read is failed, and the next one tried.
+        """
+        now = (self._clock.now(), self._clock.boot_id())
+        while self._connection.value(_DUE, now) is not None:  # looking takes no lock: idle workers disturb nobody
+            with self._connection.write():
+                job_id = self._connection.value(_DUE, now)
+                lease = self._take(job_id, worker) if job_id is not None else None
+            if lease is not None and self._is_readable(lease):
+                return lease
+        return None
+
+    def _take(self, job_id: str, worker: str) -> Lease:
+        """Hold one waiting job; for use inside a transaction."""
+        process = this_process()
+        before = self._connection.row("SELECT attempt, fence FROM jobs WHERE job_id = ?", (job_id,)) or {}
+        columns = {
+            "attempt": before["attempt"] + 1,
+            "fence": before["fence"] + 1,
+            "started": self._clock.wall(),
+            "reason": None,
+            "detail": None,
+            "worker": text(worker),
+            "worker_pid": process.pid,
+            "worker_start": process.start,
+            "worker_namespace": process.namespace,
+            "lease_until": self._clock.now() + LEASE_S,
+            "boot_id": self._clock.boot_id(),
+        }
+        move(self._connection, self._clock, job_id, WAITING, JobState.RUNNING, "claimed", columns=columns)
+        return Lease(self._job(job_id), worker, columns["fence"])
+
+    def _is_readable(self, lease: Lease) -> bool:
+        try:
+            lease.job.spec  # noqa: B018  (parses)
+        except SpecError as error:
+            self.fail(lease, f"This version of Isoquant cannot read what the run asks for: {error}", retry=False)
+            return False
+        return True
+
+    def _job(self, job_id: str) -> Job:
+        return read_job(self._connection.rows(f"{READ_JOB} WHERE job_id = ?", (job_id,))[0])
+
+    def heartbeat(self, lease: Lease, progress: Progress | None = None, phase: Phase | str | None = None) -> bool:
+        """Renew the lease, write progress and phase; True when the user asked to cancel. Raises LeaseLost."""
+        with self._connection.write():
+            held = hold(self._connection, lease, self._clock)
+            if progress is not None:
+                save_progress(self._connection, lease.run_id, progress, self._clock.wall())
+            if phase is not None:
+                name, detail = (phase, None) if isinstance(phase, str) else (phase.name, phase.detail)
+                self._connection.execute(
+                    "UPDATE runs SET phase = ?, phase_detail = ? WHERE run_id = ?",
+                    (text(name), text(detail), lease.run_id),
+                )
+        return bool(held["state"] == JobState.CANCELLING)
+
+    def finish(self, lease: Lease, result: RunResult) -> None:
+        """The run is measured: save its result, even if the user asked to cancel meanwhile. Raises LeaseLost."""
+        with self._connection.write():
+            self._end(hold(self._connection, lease, self._clock), JobState.SUCCEEDED, "finished")
+            save_result(self._connection, lease.run_id, result, self._clock.wall())
+
+    def finish_cancelled(self, lease: Lease, reason: str = CANCELLED) -> None:
+        """The work has stopped because the user wanted so. Raises LeaseLost."""
+        with self._connection.write():
+            held = hold(self._connection, lease, self._clock)
+            self._end(held, JobState.CANCELLED, "cancelled", reason=reason)
+
+    def release(self, lease: Lease, reason: str | None = None) -> JobState:
+        """Give the job back unharmed, e.g. when the worker is stopped: no crash is counted. Raises LeaseLost."""
+        with self._connection.write():
+            held = hold(self._connection, lease, self._clock)
+            return self._give_up(held, "released", reason or "The worker was stopped.", crashed=False)
+
+    def fail(self, lease: Lease, reason: str, detail: str = "", *, retry: bool) -> JobState:
+        """The attempt failed; returns what became of the job. Raises LeaseLost.
+
+        ``reason`` is the sentence for the user, ``detail`` is cut to its last 64 KiB. With ``retry`` (a crash) the job
+        is tried again after 5, then 10 s, and quarantined after the third; without, it has failed. One that was being
+        cancelled is not tried again.
+        """
+        with self._connection.write():
+            held = hold(self._connection, lease, self._clock)
+            if retry:
+                return self._give_up(held, "crashed", reason, detail, crashed=True, delay=True)
+            return self._end(held, JobState.FAILED, "failed", reason=reason, detail=detail)
+
+    def reap(self) -> list[str]:
+        """Take back the jobs of workers that are gone, and return their names (``job_id``).
+
+        Gone is a worker whose process has ended, whose lease ran out, or that belongs to an earlier boot of the
+        machine. The job waits again at once; a crash is counted, except after a reboot.
+        """
+        held = f"SELECT * FROM jobs WHERE state IN ('{HELD[0]}','{HELD[1]}')"
+        if not any(self._why_gone(row) for row in self._connection.rows(held)):
+            return []
+        reaped = []
+        with self._connection.write():
+            for row in self._connection.rows(held):
+                if why := self._why_gone(row):
+                    self._give_up(row, "reaped", why, crashed=row["boot_id"] == self._clock.boot_id())
+                    reaped.append(row["job_id"])
+        return reaped
+
+    def _why_gone(self, held: Row) -> str | None:
+        if held["boot_id"] != self._clock.boot_id():
+            return "The machine was started anew while the run was measured."
+        if Process(held["worker_pid"], held["worker_start"], held["worker_namespace"]).is_dead():
+            return "The worker ended without a word."
+        if held["lease_until"] < self._clock.now():
+            return f"The worker gave no sign of life for {LEASE_S:.0f} s."
+        return None
+
+    def _give_up(
+        self, held: Row, event: str, reason: str, detail: str = "", *, crashed: bool, delay: bool = False
+    ) -> JobState:
+        """End an attempt that did not end its job: it waits again, unless it had its last chance."""
+        crashes = held["crashes"] + crashed
+        columns: Row = {"crashes": crashes}
+        if held["state"] == JobState.CANCELLING:
+            after, reason = JobState.CANCELLED, CANCELLED
+        elif crashes >= MAX_CRASHES:
+            after = JobState.QUARANTINED
+            reason = f"{reason} It was tried {MAX_CRASHES} times and is not tried again by itself."
+        elif held["foreground"]:
+            after = JobState.FAILED  # nobody waits for its output any more
+        elif delay:
+            after = JobState.RETRY_WAIT
+            columns |= {"not_before": self._clock.now() + BACKOFF_S * 2 ** (crashes - 1)}
+        else:
+            after = JobState.QUEUED
+        return self._end(held, after, event, reason=reason, detail=detail, columns=columns)
+
+    def _end(
+        self,
+        held: Row,
+        after: JobState,
+        event: str,
+        *,
+        reason: str | None = None,
+        detail: str = "",
+        columns: Row | None = None,
+    ) -> JobState:
+        words = {"reason": text(reason), "detail": text(detail[-MAX_DETAIL:]) or None}
+        job_id, columns = held["job_id"], words | (columns or {})
+        move(self._connection, self._clock, job_id, HELD, after, event, columns=columns, note=reason)
+        return after
+
+
+def hold(connection: Connection, lease: Lease, clock: Clock) -> Row:
+    """Renew the lease and return the job's row, for use inside a transaction. Raises LeaseLost."""
+    found = connection.rows(
+        "UPDATE jobs SET lease_until = ?, boot_id = ? WHERE job_id = ? AND fence = ? AND worker = ? "
+        "AND state IN ('running','cancelling') RETURNING *",
+        (clock.now() + LEASE_S, clock.boot_id(), lease.job_id, lease.fence, text(lease.worker)),
+    )
+    if not found:
+        raise LeaseLost(f"Run {lease.run_id} was taken over by another worker, or has ended; its work is dropped here.")
+    return found[0]
