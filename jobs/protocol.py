@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from spec import errors
-from spec.results import EVENTS, Event, event_from_dict
+from spec.results import EVENTS, Event, RunResult, event_from_dict
 
 MAX_LINE_BYTES = 256 * 2**20
 LAST_WORDS = frozenset({"result", "cancelled", "error"})
@@ -48,6 +48,14 @@ def as_event(message: dict[str, Any]) -> Event | None:
         return event_from_dict({k: v for k, v in message.items() if k != "number"})
     except (TypeError, KeyError, ValueError) as error:
         raise ProtocolError(f"a {message['event']} event that cannot be read: {error!r}") from None
+
+
+def as_result(message: dict[str, Any]) -> RunResult:
+    """The result in a ``result`` message."""
+    try:
+        return RunResult.from_dict(message["result"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"a result that cannot be read: {error!r}") from None
 
 
 def error_message(number: int, error: BaseException) -> dict[str, Any]:

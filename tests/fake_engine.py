@@ -4,6 +4,7 @@
 after their second answer: see ``MISBEHAVIOUR``.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import time
 from jobs.child import Inbox, Outbox, die_with, private_stdin, serve
 from spec.errors import Cancelled, DoesNotFitError, ModelError, SpecError
 from spec.measures import MEASURES
-from spec.results import Answer, Answered, Candidate, Phase, Progress, RunResult
+from spec.results import Answer, Answered, Candidate, Phase, Progress, RunResult, event_to_dict
 
 
 def hang(**_):
@@ -87,6 +88,22 @@ def grandchild(**_):
     os._exit(5)
 
 
+def nan_latency(outbox, number, **_):
+    """Sends an answer that no database takes."""
+    bad = dataclasses.replace(answer(90), latency_s=float("nan"))
+    outbox.send(event_to_dict(Answered(bad)) | {"number": number})
+    time.sleep(0.5)
+
+
+def broken_result(outbox, number, **_):
+    outbox.send({"event": "result", "number": number, "result": {"nonsense": 1}})
+    hang()
+
+
+def own_cancel(**_):
+    raise Cancelled("nobody asked")
+
+
 def late_words(outbox, number, **_):
     """Speaks for a run that is not the present one."""
     outbox.send({"event": "error", "number": number + 1, "type": "ModelError", "message": "not yours"})
@@ -110,6 +127,9 @@ MISBEHAVIOUR = {
         no_model,
         bad_spec,
         memory_error,
+        nan_latency,
+        broken_result,
+        own_cancel,
         grandchild,
         late_words,
     )
@@ -137,7 +157,7 @@ def answer(index, repeat=0):
     )
 
 
-def result(answers, attempts):
+def result(answers):
     levels = {}
     for a in answers:
         level = levels.setdefault(a.level, {"n": 0, "correct": 0})
@@ -158,13 +178,14 @@ def result(answers, attempts):
     }
     reasons = {name: "The stand-in engine does not measure this." for name in MEASURES if measures[name] is None}
     environment = {
-        "hardware": {"fingerprint": "fake", "name": "fake machine"},
+        "hardware_id": "0123456789ab",
+        "hardware_name": "stand-in machine",
         "device": "cpu",
         "dtype": "fp32",
-        "model_fingerprint": "0" * 16,
-        "parameters": 1000,
-        "content_hash": "0" * 64,
         "attention": "eager",
+        "model_fingerprint": "0" * 16,
+        "model_parameters": 1000,
+        "task_hash": "0" * 64,
         "pid": os.getpid(),
     }
     return RunResult(measures, reasons, levels, environment=environment, samples={"latency_s": [0.01]})
@@ -189,7 +210,7 @@ def execute(outbox, spec, emit, answered, cancelled, number):
         emit(Answered(answers[-1]))
         correct = sum(bool(a.correct) for a in answers)
         emit(Progress(len(answers), total, correct, len(answers), 3 * len(answers), 0.1, 300.0))
-    return result(answers, 1)
+    return result(answers)
 
 
 def main():
