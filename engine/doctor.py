@@ -1,0 +1,224 @@
+"""What works on this machine, what does not, and why. Looks and asks; changes nothing and calls no network by default.
+
+>>> {check.status for check in report()} <= {"ok", "warn", "fail"}
+True
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.catalog import list_models, list_rewards
+from engine.measure import hardware, sensors
+from engine.measure.energy import NoSource
+from engine.measure.roofline import Roofline, calibrate
+from spec.choices import EnergyMethod
+
+LOW_DISK_BYTES, NO_DISK_BYTES = 2 * 10**9, 2 * 10**8
+LOW_MEMORY_BYTES = 2 * 10**9
+ENERGY_WORDS = {
+    EnergyMethod.NVML_COUNTER: "GPU energy counter (NVML)",
+    EnergyMethod.NVML_POWER: "GPU power, sampled (NVML)",
+    EnergyMethod.RAPL: "processor counters (RAPL)",
+}
+_ASK_SQLITE = "from store.connection import check_library, sqlite_version; print(sqlite_version()); check_library()"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report: what was looked at, how it stands, what was found, and what to do about it."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    value: str
+    advice: str = ""
+
+
+def report(*, network: bool = False) -> list[Check]:
+    """All checks. ``network``: also ask the model hub whether it can be reached."""
+    home = Path(os.environ.get("ISOQUANT_HOME") or "data").expanduser()
+    return [
+        check_python(),
+        check_torch(),
+        check_package("transformers", "fail"),
+        check_kernels(),
+        check_package("math-verify", "warn"),
+        *check_devices(),
+        *check_energy(),
+        check_memory(),
+        check_sqlite(),
+        check_home(home),
+        check_disk(home),
+        *check_lab_models(),
+        check_hub(network),
+    ]
+
+
+def ceilings() -> list[Roofline]:
+    """Copy bandwidth and matrix rate of every device; up to a minute."""
+    return [calibrate(device) for device in devices()]
+
+
+def devices() -> list[str]:
+    """``cpu`` and every CUDA device that torch can use; without torch, which has a check of its own, just ``cpu``."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return ["cpu"]
+    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    """Python 3.11 or later."""
+    text = ".".join(map(str, version))
+    if version >= (3, 11):
+        return Check("Python", "ok", f"{text}, {platform.machine()}")
+    return Check("Python", "fail", text, "install Python 3.11 or later")
+
+
+def check_torch() -> Check:
+    """PyTorch imports."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("torch", "fail", f"does not import ({type(error).__name__})", "run `make install`")
+    return Check("torch", "ok", torch.__version__)
+
+
+def check_package(name: str, missing: Literal["warn", "fail"]) -> Check:
+    """A distribution is installed."""
+    version = hardware.package_version(name)
+    if version is not None:
+        return Check(name, "ok", version)
+    return Check(name, missing, "not installed", "run `pip install -r requirements.txt`")
+
+
+def check_kernels(version: Callable[[str], str | None] = hardware.package_version) -> Check:
+    """The distribution ``kernels`` is absent: with it and our folder of that name, no model would load."""
+    found = version("kernels")
+    if found is None:
+        return Check("package kernels", "ok", "absent, as it must be")
+    return Check("package kernels", "fail", found, "it breaks the loading of models here: `pip uninstall kernels`")
+
+
+def check_devices() -> Iterator[Check]:
+    """Processor, GPUs and their driver."""
+    yield Check("processor", "ok", f"{hardware.cpu_name()}, {hardware.cores()} cores")
+    seen = hardware.gpus()
+    usable = len(devices()) - 1
+    names = ", ".join(f"{g['name']} ({g['memory_gib']} GiB)" for g in seen)
+    if not seen and not usable:
+        yield Check("GPU", "warn", "none", "runs use the processor; large models will be slow or will not fit")
+        return
+    if not usable:
+        yield Check("GPU", "warn", names, "torch cannot use it: install a CUDA build of torch that fits the driver")
+    else:
+        yield Check("GPU", "ok", names or f"{usable} that NVML does not list")
+    if seen:
+        yield Check("GPU driver", "ok", seen[0]["driver"])
+
+
+def check_energy() -> Iterator[Check]:
+    """Where joules could come from, per device."""
+    for device in devices():
+        source = sensors.energy_source(device)
+        name = f"energy of {device}"
+        if not isinstance(source, NoSource):
+            yield Check(name, "ok", ENERGY_WORDS[source.method])
+            continue
+        detail = f" ({source.detail})" if source.detail else ""
+        yield Check(name, "warn", "n/a", f"{source.reason.sentence}{detail}")
+
+
+def check_memory() -> Check:
+    """Main memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    value = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
+    if memory.available < LOW_MEMORY_BYTES:
+        return Check("memory", "warn", value, "close other programs before you measure")
+    return Check("memory", "ok", value)
+
+
+def check_sqlite() -> Check:
+    """The SQLite that the store opens its file with; asked in another process, for only the store may load it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK_SQLITE], cwd=hardware.ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    version = done.stdout.strip() or "unknown"
+    if done.returncode == 0:
+        return Check("SQLite", "ok", version)
+    reason = (done.stderr.strip().splitlines() or ["the store does not start"])[-1]
+    return Check("SQLite", "fail", version, reason.partition("Error: ")[2] or reason)
+
+
+def check_home(home: Path) -> Check:
+    """The folder for measurements can be written; it is not created."""
+    existing = _nearest(home)
+    value = str(home)
+    if not existing.is_dir():
+        return Check("ISOQUANT_HOME", "fail", value, f"{existing} is a file; name a folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError:
+        return Check(
+            "ISOQUANT_HOME", "fail", value, f"{existing} cannot be written; set ISOQUANT_HOME to another folder"
+        )
+    return Check("ISOQUANT_HOME", "ok", value if existing == home else f"{value} (created at the first run)")
+
+
+def check_disk(home: Path) -> Check:
+    """Free disk where measurements are kept."""
+    free = shutil.disk_usage(_nearest(home)).free
+    value = f"{free / 1e9:.1f} GB free"
+    if free < NO_DISK_BYTES:
+        return Check("disk", "fail", value, "free some space, or set ISOQUANT_HOME to another disk")
+    if free < LOW_DISK_BYTES:
+        return Check("disk", "warn", value, "little is left for measurements and models")
+    return Check("disk", "ok", value)
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the closest parent that exists."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def check_lab_models() -> Iterator[Check]:
+    """The built-in models and the reward model."""
+    for title, infos in (("lab models", [m for m in list_models() if m.kind == "lab"]), ("lab-prm", list_rewards())):
+        there = [m.name for m in infos if m.available]
+        missing = [m for m in infos if not m.available]
+        if missing or not there:
+            yield Check(title, "warn", ", ".join(there) or "none", " ".join(m.reason or "" for m in missing))
+        else:
+            yield Check(title, "ok", ", ".join(there))
+
+
+def check_hub(network: bool) -> Check:
+    """Whether models and data can be fetched; asked only if ``network``."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return Check(
+            "model hub", "warn", "switched off", "HF_HUB_OFFLINE is set; only what is on this machine can be used"
+        )
+    if not network:
+        return Check("model hub", "ok", "not asked; needed only for models and data named by hub id")
+    try:
+        from huggingface_hub import HfApi
+
+        HfApi().dataset_info("openai/gsm8k", timeout=5)
+    except Exception as error:  # the network's, the hub's and the proxy's errors have no base in common
+        advice = "use models and data that are on this machine, or check the connection"
+        return Check("model hub", "warn", f"not reached ({type(error).__name__})", advice)
+    return Check("model hub", "ok", "reached")

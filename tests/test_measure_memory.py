@@ -1,0 +1,39 @@
+"""Memory: weights counted once, the resident set sampled."""
+
+import time
+
+import pytest
+
+from engine.measure.memory import RssMeter, peak_bytes, reset_peak, weights_bytes
+
+torch = pytest.importorskip("torch")
+
+
+def test_weights_and_buffers_are_counted_and_shared_ones_once():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(10, 4)
+            self.head = torch.nn.Linear(4, 10, bias=False)
+            self.head.weight = self.embed.weight
+            self.register_buffer("scale", torch.zeros(3, dtype=torch.float16))
+
+    model = Tied()
+    assert weights_bytes(model) == 10 * 4 * 4 + 3 * 2
+    assert weights_bytes(model, model) == weights_bytes(model)
+    assert weights_bytes(model, torch.nn.Linear(2, 2, bias=False)) == weights_bytes(model) + 16
+
+
+def test_the_processor_has_no_allocator_peak():
+    reset_peak("cpu")
+    assert peak_bytes("cpu") is None
+
+
+def test_resident_set_sees_what_is_gone_at_the_end():
+    with RssMeter(interval_s=0.005) as calm:
+        pass
+    with RssMeter(interval_s=0.005) as busy:
+        block = bytearray(b"\1") * 200_000_000
+        time.sleep(0.1)  # sampling sees what lasts longer than its pace
+        del block
+    assert busy.peak > calm.peak + 100_000_000
