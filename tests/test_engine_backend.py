@@ -1,0 +1,244 @@
+"""The transformers back end: equal to plain generate, exact in its counts, stoppable at every step."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.backends.rows import Row
+from engine.backends.stopping import StopStrings
+from engine.backends.transformers import TransformersBackend
+from engine.catalog import resolve
+from engine.devices import pick_device
+from engine.models import load
+from engine.sampling import Sampling, stream_key
+from spec.choices import Attention, Dtype
+from spec.errors import Cancelled, DoesNotFitError
+from tests.tiny import ARCHITECTURES, CONTEXT, make_model
+
+PROMPTS = ["Question 1\nAnswer:", "Q", "What is 2 + 2, and why is it so? Say it slowly.", "abc abc abc"]
+CPU = pick_device("cpu")
+
+
+def quiet(tokens: int) -> None:
+    """Nothing to do between steps."""
+
+
+@pytest.fixture(scope="module")
+def backends(tmp_path_factory):
+    """architecture -> a back end over a tiny model; made once."""
+    made = {}
+
+    def get(architecture: str = "llama", **more) -> TransformersBackend:
+        key = (architecture, tuple(more.items()))
+        if key not in made:
+            folder = make_model(tmp_path_factory.mktemp("model"), architecture, **more)
+            made[key] = TransformersBackend(load(resolve(str(folder)), CPU, Dtype.FP32))
+        return made[key]
+
+    return get
+
+
+def rows_of(backend, prompts=PROMPTS, limit=16, sampling=None, stop=()):
+    encode = backend.loaded.tokenizer.encode
+    return [Row(tuple(encode(p)), limit, sampling, stream_key(0, 0, p, 0), 0, tuple(stop)) for p in prompts]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_equals_plain_generate_of_each_prompt_alone(backends, architecture):
+    backend = backends(architecture)
+    plain = AutoModelForCausalLM.from_pretrained(resolve(backend.loaded.name).path)
+    for prompt, grown in zip(PROMPTS, backend.extend(rows_of(backend), quiet), strict=True):
+        ids = torch.tensor([backend.loaded.tokenizer.encode(prompt)])
+        expected = plain.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert list(grown.extension.ids) == expected
+        ended = expected[-1] == 0
+        assert grown.extension.finish == ("stop" if ended else "length")
+        assert grown.extension.text == backend.loaded.tokenizer.inner.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_a_seed_gives_the_same_samples_at_any_batch_size(backends, architecture, batch):
+    backend = backends(architecture)
+    rows = rows_of(backend, sampling=Sampling(0.9, top_k=20, top_p=0.95))
+    together = [g.extension for g in backend.extend(rows, quiet)]
+    apart = [g.extension for i in range(0, 4, batch) for g in backend.extend(rows[i : i + batch], quiet)]
+    assert apart == together
+    assert len({e.text for e in together}) == 4
+
+
+def test_a_path_continued_draws_what_it_would_have_drawn_in_one_go(backends):
+    backend = backends()
+    (row,) = rows_of(backend, PROMPTS[:1], limit=12, sampling=Sampling(1.0))
+    whole = backend.extend([row], quiet)[0].extension.ids
+    assert len(whole) == 12
+    rest = Row(row.context + whole[:5], 7, row.sampling, row.key, 5, ())
+    assert backend.extend([rest], quiet)[0].extension.ids == whole[5:]
+
+
+def test_mixed_sampling_in_one_batch(backends):
+    backend = backends()
+    greedy, drawn = rows_of(backend, PROMPTS[:2]), rows_of(backend, PROMPTS[2:], sampling=Sampling(1.0))
+    mixed = backend.extend([greedy[0], drawn[0], greedy[1], drawn[1]], quiet)
+    expected = backend.extend(greedy, quiet) + backend.extend(drawn, quiet)
+    assert [m.extension for m in mixed] == [expected[i].extension for i in (0, 2, 1, 3)]
+
+
+def test_the_end_token_ends_a_sequence_and_is_counted_once(backends):
+    backend = backends()
+    rows = rows_of(backend, [f"{i} {p}" for i in range(8) for p in PROMPTS], limit=60, sampling=Sampling(3.0))
+    grown = backend.extend(rows, quiet)
+    ended = [g for g in grown if g.extension.finish == "stop"]
+    assert ended
+    for g in ended:
+        assert g.extension.ids.count(0) == 1
+        assert g.extension.ids[-1] == 0
+        assert "eos" not in g.extension.text
+        assert len(g.extension.text) == len(g.extension.ids) - 1
+
+
+def test_every_token_has_its_time(backends):
+    backend = backends()
+    rows = rows_of(backend, [f"{i}" for i in range(20)], limit=40, sampling=Sampling(3.0))
+    for g in backend.extend(rows, quiet):
+        assert len(g.token_s) == len(g.extension.ids)
+        assert g.started_s < g.token_s[0]
+        assert sorted(g.token_s) == list(g.token_s)
+
+
+def test_steps_report_exactly_the_tokens_generated(backends):
+    backend = backends()
+    told = []
+    rows = rows_of(backend, [f"{i}" for i in range(20)], limit=40, sampling=Sampling(3.0))
+    grown = backend.extend(rows, told.append)
+    assert sum(told) == sum(len(g.extension.ids) for g in grown)
+    assert told[0] == 20
+
+
+def test_a_stop_string_ends_the_text_before_it(backends):
+    backend = backends()
+    free = backend.extend(rows_of(backend, limit=20), quiet)[0].extension
+    stop = free.text[6:9]
+    rows = rows_of(backend, limit=20, stop=(stop, "never this"))
+    cut = backend.extend(rows, quiet)[0].extension
+    at = free.text.index(stop)
+    assert (cut.text, cut.finish, cut.stop_string) == (free.text[:at], "stop", stop)
+    assert cut.ids == free.ids[: at + len(stop)]
+
+
+def test_stop_strings_that_cross_tokens_and_bytes():
+    class Pieces:
+        """Token i decodes to the i-th piece; joined bytes may form one character."""
+
+        pieces = (b"ab", b"c\n\nQ", b" x", "é".encode()[:1], "é".encode()[1:], b"zz ")
+        stop_ids, pad_id = frozenset(), 0
+
+        def decode(self, ids):
+            return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+    stops = StopStrings(Pieces(), ["bc\n", "é", "z "])
+    assert stops.met([0, 1])
+    assert not stops.met([1])
+    assert not stops.met([2, 3])
+    assert stops.met([2, 3, 4])
+    assert stops.met([2, 5])
+    assert stops.cut("xbc\nyé") == ("x", "bc\n")
+    assert stops.cut("none") == ("none", None)
+    assert not StopStrings(Pieces(), []).met([0])
+
+
+def test_no_row_is_pushed_past_the_context(backends):
+    """GPT-2 has no position beyond its context: feeding one is an index error, not a wrong number."""
+    backend = backends("gpt2")
+    near = tuple(backend.loaded.tokenizer.encode("x" * (CONTEXT - 3)))
+    short = tuple(backend.loaded.tokenizer.encode("short"))
+    rows = [Row(near, 3, None, 0, 0, ()), Row(short, 40, None, 0, 0, ())]
+    grown = backend.extend(rows, quiet)
+    assert len(grown[0].extension.ids) == 3
+    alone = backend.extend(rows[1:], quiet)[0].extension
+    assert grown[1].extension == alone
+
+
+def test_kv_cache_bytes_are_those_of_the_real_cache(backends):
+    backend = TransformersBackend(backends().loaded)
+    backend.extend(rows_of(backend, ["abcde", "xyz"], limit=4), quiet)
+    steps = 5 + 4 - 1  # the last token is never read
+    heads, width = 2, 8
+    assert backend.kv_bytes_peak == 2 * 2 * steps * 2 * heads * width * 4
+    before = backend.kv_bytes_peak
+    backend.extend(rows_of(backend, ["a"], limit=1), quiet)
+    assert backend.kv_bytes_peak == before
+
+
+def test_an_exception_between_steps_ends_the_batch_at_once(backends):
+    backend = backends()
+    steps = []
+
+    def stop(tokens):
+        steps.append(tokens)
+        if len(steps) == 3:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        backend.extend(rows_of(backend, limit=50), stop)
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_is_a_result_that_names_a_batch_size(backends, monkeypatch, error):
+    backend = backends()
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(backend.loaded.model, "generate", fail)
+    with pytest.raises(DoesNotFitError, match="try batch size 2"):
+        backend.extend(rows_of(backend), quiet)
+
+
+def test_other_errors_are_not_taken_for_memory(backends, monkeypatch):
+    backend = backends()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(backend.loaded.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        backend.extend(rows_of(backend), quiet)
+
+
+def test_a_batch_that_eats_the_last_memory_is_stopped(backends, monkeypatch):
+    from engine.backends import transformers as module
+
+    backend = backends()
+    monkeypatch.setattr(module, "available_bytes", lambda device: 1000)
+    with pytest.raises(DoesNotFitError, match="try batch size"):
+        backend.extend(rows_of(backend, limit=64), quiet)
+
+
+@pytest.mark.parametrize("attention", [Attention.EAGER, Attention.SDPA])
+def test_the_attention_asked_for_is_the_one_that_runs(tmp_path, attention):
+    loaded = load(resolve(str(make_model(tmp_path / "m"))), CPU, Dtype.FP32, attention)
+    assert loaded.attention == attention
+    backend = TransformersBackend(loaded)
+    assert backend.extend(rows_of(backend), quiet)[0].extension.ids
+
+
+def test_the_models_own_sampling_defaults_are_not_used(tmp_path):
+    import json
+
+    folder = make_model(tmp_path / "m")
+    backend = TransformersBackend(load(resolve(str(folder)), CPU, Dtype.FP32))
+    before = [g.extension for g in backend.extend(rows_of(backend), quiet)]
+    path = folder / "generation_config.json"
+    own = {"do_sample": True, "temperature": 2.0, "repetition_penalty": 5.0, "eos_token_id": 0}
+    path.write_text(json.dumps(own))
+    backend = TransformersBackend(load(resolve(str(folder)), CPU, Dtype.FP32))
+    assert [g.extension for g in backend.extend(rows_of(backend), quiet)] == before
