@@ -15,6 +15,7 @@ from spec.choices import parse_choice
 from spec.results import Answer, Progress
 from store.clock import Clock
 from store.connection import Connection, Row
+from store.errors import no_run
 from store.job_rows import Lease
 from store.leases import hold
 from store.run_rows import save_progress
@@ -58,8 +59,8 @@ class Answers:
         """Save answers and return how many were new; one that is there already is left as it is.
 
         ``owner``: the lease under which they were measured (raises LeaseLost when it is no longer the holder's), or
-        the run id of a run without a job. At most 50 in one transaction; the lease is renewed and the progress
-        written in the same one.
+        the run id of a run without a job (raises NotFound when there is none). At most 50 in one transaction; the
+        lease is renewed and the progress written in the same one.
         """
         run_id = owner if isinstance(owner, str) else owner.run_id
         added = 0
@@ -67,6 +68,8 @@ class Answers:
             with self._connection.write():
                 if isinstance(owner, Lease):
                     hold(self._connection, owner, self._clock)
+                elif not self._connection.execute("SELECT 1 FROM runs WHERE run_id = ?", (text(owner),)):
+                    raise no_run(owner)
                 added += self._insert(run_id, batch)
                 if progress is not None:
                     save_progress(self._connection, run_id, progress, self._clock.wall())

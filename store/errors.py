@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spec.errors import StoreError
+from spec.errors import StoreError, shorten
 
 
 class LeaseLost(StoreError):
@@ -10,4 +10,9 @@ class LeaseLost(StoreError):
 
 
 class NotFound(StoreError):
-    """No run, job or answer of that name."""
+    """No run or job of that name."""
+
+
+def no_run(run_id: object) -> NotFound:
+    """The error for a run id that is not there."""
+    return NotFound(f"There is no run {shorten(run_id)} here; `isoquant runs list` shows those there are.")

@@ -7,12 +7,12 @@ import secrets
 from typing import Any
 
 from spec.choices import FINAL_STATES, JobState
-from spec.errors import SpecError, StoreError, shorten
+from spec.errors import SpecError, StoreError
 from spec.results import RunResult
 from spec.run_spec import RunSpec
 from store.clock import Clock
 from store.connection import Connection, Row
-from store.errors import NotFound
+from store.errors import no_run
 from store.run_queries import RunQueries
 from store.run_rows import (
     Run,
@@ -64,7 +64,7 @@ class Runs(RunQueries):
             (text(run_id),),
         )
         if row is None:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         return self._run(row, samples)
 
     def _run(self, row: Row, samples: bool) -> Run:
@@ -88,7 +88,7 @@ class Runs(RunQueries):
         """
         row = self._connection.row(f"SELECT {_POLLED} FROM runs WHERE run_id = ?", (text(run_id),))
         if row is None:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         return row
 
     def samples(self, run_id: str) -> dict[str, list[float]]:
@@ -136,10 +136,6 @@ class Runs(RunQueries):
                 )
                 results_changed(self._connection)
         return len(gone)
-
-
-def _no_run(run_id: object) -> NotFound:
-    return NotFound(f"There is no run {shorten(run_id)} here; `isoquant runs list` shows those there are.")
 
 
 def check_same_spec(run: Run, spec: RunSpec) -> None:
