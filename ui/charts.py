@@ -1,0 +1,185 @@
+"""Rows in, plotly figures out, as JSON text. Colours are roles that the browser fills in (see ``ui.theme``)."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from typing import Any
+
+import numpy as np
+
+from analysis.format import SHARES
+from spec.measures import Better, Measure
+from spec.statistics import percentile, wilson
+from ui.theme import GRID, INK, MUTED, PALE, PAPER
+
+Figure = dict[str, Any]
+FONT = "Source Sans 3, Source Sans, Source Sans Pro, Segoe UI, Helvetica, Arial, sans-serif"
+
+
+def to_json(figure: Figure) -> str:
+    """The figure's JSON; numpy arrays travel as base64, which plotly.js reads without parsing numbers."""
+    return json.dumps(figure, default=_encode, separators=(",", ":"), allow_nan=False)
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"cannot draw {type(value).__name__}")
+    if value.dtype.kind not in "fi" or value.size < 32:
+        return [None if isinstance(v, float) and v != v else v for v in value.tolist()]
+    return {"dtype": f"{value.dtype.kind}{value.dtype.itemsize}", "bdata": base64.b64encode(value).decode()}
+
+
+def escape(text: object) -> str:
+    """User text inside a chart: plotly reads a little HTML, so nothing of it may come from a name."""
+    return html.escape(str(text), quote=False)
+
+
+def layout(**changes: Any) -> Figure:
+    """What all charts share."""
+    base: Figure = {
+        "template": {"data": {}, "layout": {}},
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "margin": {"l": 12, "r": 16, "t": 12, "b": 12},
+        "hoverlabel": {"bgcolor": "@card", "bordercolor": MUTED, "font": {"color": INK, "size": 13}, "align": "left"},
+        "showlegend": False,
+        "hovermode": "closest",
+        "autosize": True,
+    }
+    return base | changes
+
+
+def axis(title: str, **changes: Any) -> Figure:
+    """One axis with quiet grid lines."""
+    base: Figure = {
+        "title": {"text": title, "font": {"size": 13, "color": MUTED}, "standoff": 8},
+        "automargin": True,
+        "gridcolor": GRID,
+        "linecolor": PALE,
+        "showline": True,
+        "zeroline": False,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": PALE,
+        "tickfont": {"color": MUTED},
+    }
+    return base | changes
+
+
+def measure_axis(measure: Measure, log: bool, *, horizontal: bool) -> Figure:
+    """The axis of a measure: label, unit, an arrow towards better, ticks with SI prefixes."""
+    arrow = {
+        (Better.HIGHER, True): "better →",
+        (Better.LOWER, True): "← better",
+        (Better.HIGHER, False): "better →",
+        (Better.LOWER, False): "← better",
+    }.get((measure.better, horizontal), "")
+    unit = f" ({measure.unit})" if measure.unit else ""
+    scale = ", log scale" if log else ""
+    title = f"{measure.label}{unit}{scale}" + (f"   <b>{arrow}</b>" if arrow else "")
+    ticks: Figure = {"tickformat": ".0%"} if measure.name in SHARES else {"tickformat": "~s"}
+    if measure.unit and measure.name not in SHARES:
+        ticks["ticksuffix"] = {"s": "s", "B": "B", "J": "J"}.get(measure.unit, "")
+    if log:
+        ticks |= {"type": "log", "dtick": "D2" if measure.name not in SHARES else None, "minor": {"showgrid": False}}
+        ticks = {k: v for k, v in ticks.items() if v is not None}
+    return axis(title, **ticks)
+
+
+def by_level(levels: dict[int, dict[str, int]]) -> str:
+    """Accuracy by level with Wilson intervals; the number of problems on hover."""
+    keys = sorted(levels)
+    n = [levels[k]["n"] for k in keys]
+    share = [levels[k]["correct"] / levels[k]["n"] for k in keys]
+    bounds = [wilson(levels[k]["correct"], levels[k]["n"]) for k in keys]
+    trace = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": keys,
+        "y": share,
+        "line": {"color": PALE, "width": 1},
+        "marker": {"size": 9, "color": "@c0", "line": {"color": INK, "width": 1}},
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - p for (_, high), p in zip(bounds, share, strict=True)],
+            "arrayminus": [p - low for (low, _), p in zip(bounds, share, strict=True)],
+            "color": MUTED,
+            "thickness": 1.2,
+            "width": 4,
+        },
+        "text": [
+            f"Level {k}: {p:.1%} ({low:.1%} - {high:.1%})<br>{levels[k]['correct']} of {m} problems"
+            for k, p, (low, high), m in zip(keys, share, bounds, n, strict=True)
+        ],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    return to_json(
+        {
+            "data": [trace],
+            "layout": layout(
+                xaxis=axis("Level (steps)", dtick=1, showgrid=False),
+                yaxis=axis("Accuracy", tickformat=".0%", range=[-0.02, 1.02]),
+                uirevision="by-level",
+            ),
+        }
+    )
+
+
+def distribution(seconds: list[float], title: str, marks: tuple[float, ...] = (50, 95)) -> str:
+    """Histogram of a series of seconds with its percentiles drawn in."""
+    ordered = sorted(seconds)
+    low, high = ordered[0], ordered[-1]
+    bins = min(40, max(8, round(len(ordered) ** 0.5 * 2)))
+    trace = {
+        "type": "histogram",
+        "x": np.asarray(ordered, dtype="f4"),
+        "xbins": {"start": low, "end": high, "size": (high - low) / bins or 1.0},
+        "marker": {"color": "@c0", "line": {"color": PAPER, "width": 1}},
+        "hovertemplate": "%{x}s: %{y} of " + str(len(ordered)) + "<extra></extra>",
+    }
+    shapes, notes = [], []
+    for place, mark in enumerate(marks):
+        at = percentile(ordered, mark)
+        shapes.append(
+            {
+                "type": "line",
+                "x0": at,
+                "x1": at,
+                "y0": 0,
+                "y1": 1,
+                "yref": "paper",
+                "line": {"color": INK, "width": 1.2, "dash": "dot"},
+            }
+        )
+        notes.append(
+            {
+                "x": at,
+                "y": 1 - 0.11 * place,
+                "yref": "paper",
+                "yanchor": "top",
+                "xanchor": "left" if at < (low + high) / 2 else "right",
+                "showarrow": False,
+                "text": f" p{mark:g} ",
+                "font": {"size": 12, "color": INK},
+                "bgcolor": PAPER,
+            }
+        )
+    return to_json(
+        {
+            "data": [trace],
+            "layout": layout(
+                xaxis=axis(title, tickformat="~s", ticksuffix="s", showgrid=False),
+                yaxis=axis("Count"),
+                shapes=shapes,
+                annotations=notes,
+                bargap=0,
+                uirevision="distribution",
+            ),
+        }
+    )

@@ -1,0 +1,49 @@
+"""Widgets for declared parameters: label, range, default and help come from ``spec``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from spec.parameters import Parameter
+
+KEEP: Any = "session"  # what was entered survives a visit to another page
+LARGEST = 2**53 - 1  # what a browser can hold as a whole number
+LABELS = {"n": "Samples (n)", "top_k": "Top-k", "top_p": "Top-p", "min_p": "Min-p", "reward": "Reward model"}
+
+
+def label_of(p: Parameter) -> str:
+    """The name of a parameter as it stands above its field."""
+    return LABELS.get(p.name, p.name.replace("_", " ").capitalize())
+
+
+def field(p: Parameter, key: str, *, label: str | None = None, default: Any = None, placeholder: str = "") -> Any:
+    """The widget that fits the parameter's type; an optional number may be left empty and gives None."""
+    label = label or label_of(p)
+    default = p.default if default is None else default
+    if p.choices:
+        return select(label, p.choices, key, str(default), p.help)
+    if p.type is str:
+        return st.text_input(label, str(default or ""), key=key, help=p.help, persist_state=KEEP)
+    kind: type[int] | type[float] = int if p.type is int else float
+    return st.number_input(
+        label,
+        min_value=None if p.low is None else kind(p.low),
+        max_value=None if p.high is None else min(kind(p.high), LARGEST),
+        value=None if default is None else kind(default),
+        step=kind(1) if kind is int else 0.1,
+        format=None if kind is int else "%.2f",
+        key=key,
+        help=f"{p.help} Allowed: {p.allowed}.",
+        placeholder=placeholder or None,
+        persist_state=KEEP,
+    )
+
+
+def select(label: str, options: list[str], key: str, default: str, help: str) -> str:
+    """A list of words; what the session remembers and is no longer offered falls back to the default."""
+    first = default if default in options else options[0]
+    if st.session_state.get(key, first) not in options:
+        st.session_state[key] = first
+    return str(st.selectbox(label, options, index=options.index(first), key=key, help=help, persist_state=KEEP))

@@ -1,0 +1,224 @@
+"""The form of a run. ``show()`` draws it and returns the RunSpec it describes, or None after saying what is wrong.
+
+Every widget's key starts with ``run_`` so that a stored specification can be put back (``fill``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from spec.choices import PromptStyle
+from spec.errors import IsoquantError, SpecError
+from spec.parameters import Parameter, parameters
+from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
+from spec.strategy import STRATEGIES, strategy_from_dict
+from tasks.registry import TASKS, check_task
+from ui import offers
+from ui.fields import KEEP, field, select
+
+MAIN_PARAMETERS = ("n", "temperature", "reward", "aggregate")
+DEFAULT_STRATEGY, DEFAULT_TASK, DEFAULT_LIMIT = "majority", "lab-words", 100
+OWN_RULE = "task's own"
+PRECISION, RUNTIME, TASK, RUN = ({p.name: p for p in parameters(c)} for c in (Precision, Runtime, TaskSpec, RunSpec))
+Values = dict[str, Any]
+
+
+def show() -> RunSpec | None:
+    """Draw the form; the specification it describes."""
+    left, right = st.columns(2)
+    with left:
+        model = _model()
+    with right:
+        name = select("Strategy", offers.strategies(), "run_strategy", DEFAULT_STRATEGY, "How an answer is found.")
+        st.caption(STRATEGIES[name].summary)
+    main, more = _split(parameters(STRATEGIES[name]))
+    strategy = {"name": name} | _row(main, f"run_{name}_", per_row=2)
+    task = _task()
+    batch = task.pop("batch_size")
+    with st.expander("More options", icon=":material/tune:"):
+        precision, runtime = _machine()
+        strategy |= _row(more, f"run_{name}_", per_row=3)
+        task |= _task_options(task["name"])
+        own = _row([RUN["seed"], RUN["repeats"]], "run_", per_row=3)
+    missing()
+    try:
+        spec = RunSpec(
+            model=_absolute(model),
+            precision=Precision(**precision),
+            runtime=Runtime(**runtime, batch_size=batch),
+            strategy=strategy_from_dict(strategy),
+            task=_task_spec(task),
+            **own,
+        )
+        check_task(spec.task)
+        offers.check_model(spec)
+    except IsoquantError as error:
+        st.error(str(error), icon=":material/error:")
+        return None
+    return spec
+
+
+def fill(spec: RunSpec) -> None:
+    """Put a stored specification into the form; to be called before the form is drawn."""
+    put: Values = {"run_model": spec.model, "run_strategy": spec.strategy.name, "run_task": spec.task.kind}
+    put |= {f"run_{spec.strategy.name}_{k}": v for k, v in spec.strategy.to_dict().items() if k != "name"}
+    put |= {"run_path": spec.task.path or "", "run_skip_bad": spec.task.skip_bad}
+    put |= {f"run_{name}": getattr(spec.task, name) for name in TASK if name != "name"}
+    put |= {f"run_{name}": getattr(spec.runtime, name) for name in ("batch_size", "attention", "device")}
+    put |= {"run_weights": spec.precision.weights, "run_seed": spec.seed, "run_repeats": spec.repeats}
+    put["run_checker"] = spec.task.checker or OWN_RULE
+    put["run_prompt_template"] = spec.task.prompt_template or ""
+    for key, value in put.items():
+        st.session_state[key] = str(value) if isinstance(value, StrEnum) else value
+
+
+def _model() -> str:
+    available = offers.models()
+    names = [m.name for m in available]
+    chosen = st.session_state.get("run_model")
+    if chosen and chosen not in names:
+        names.append(chosen)
+    default = offers.default_model(available)
+    name = st.selectbox(
+        "Model",
+        names,
+        index=names.index(default) if default in names else None,
+        key="run_model",
+        accept_new_options=True,
+        persist_state=KEEP,
+        placeholder="Choose or type a model",
+        help="A built-in model, an architecture with random weights (shape:), or type a folder (./my-model) or a "
+        "Hugging Face hub id (owner/name).",
+    )
+    st.caption(offers.model_line(name) if name else "Choose a model, or type a folder or hub id.")
+    return name or ""
+
+
+def _task() -> Values:
+    columns = st.columns([2, 1, 1])
+    with columns[0]:
+        name = select("Task", offers.tasks(), "run_task", DEFAULT_TASK, "The questions that are put to the model.")
+    with columns[1]:
+        limit = field(TASK["limit"], "run_limit", label="Problems", default=DEFAULT_LIMIT, placeholder="all")
+    with columns[2]:
+        batch_size = field(RUNTIME["batch_size"], "run_batch_size", label="Batch size")
+    info = TASKS[name]
+    st.caption(info.summary)
+    path = ""
+    if info.takes_path:
+        empty = "" if info.needs_path else " Empty takes the data set from the hub."
+        path = st.text_input(
+            "File",
+            key="run_path",
+            persist_state=KEEP,
+            placeholder="/data/questions.jsonl",
+            help=f"Path of the file on this machine.{empty}",
+        ).strip()
+    return {"name": name, "path": path, "limit": limit, "batch_size": batch_size}
+
+
+def _machine() -> tuple[Values, Values]:
+    a, b, c = st.columns(3)
+    with a:
+        weights = field(PRECISION["weights"], "run_weights", label="Precision")
+    with b:
+        attention = field(RUNTIME["attention"], "run_attention")
+    with c:
+        device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help)
+    return {"weights": weights}, {"attention": attention, "device": device}
+
+
+def _task_options(name: str) -> Values:
+    info = TASKS[name]
+    if info.default_max_new_tokens is None:  # scores a text: nothing is asked or generated
+        return {}
+    values: Values = {}
+    a, b, c = st.columns(3)
+    with a:
+        styles = [s.value for s in PromptStyle if s is not PromptStyle.FEW_SHOT or info.shots]
+        values["prompt_style"] = select(
+            "Prompt",
+            styles,
+            "run_prompt_style",
+            PromptStyle.ZERO_SHOT.value,
+            "zero-shot: the task's own prompt; few-shot: worked examples first; chat: the model's chat template.",
+        )
+    with b:
+        if values["prompt_style"] == PromptStyle.FEW_SHOT:
+            values["shots"] = field(TASK["shots"], "run_shots", label="Worked examples")
+        else:
+            values["split"] = select("Split", list(info.splits), "run_split", "test", TASK["split"].help)
+    with c:
+        values["max_new_tokens"] = field(
+            TASK["max_new_tokens"],
+            "run_max_new_tokens",
+            label="Longest answer",
+            placeholder=f"the task's {info.default_max_new_tokens} tokens",
+        )
+    a, b = st.columns(2)
+    with a:
+        rules = [OWN_RULE, *(TASK["checker"].choices or [])]
+        rule = select("Answers are compared", rules, "run_checker", OWN_RULE, TASK["checker"].help)
+        values["checker"] = None if rule == OWN_RULE else rule
+    with b:
+        if info.takes_path:
+            values["skip_bad"] = st.toggle(
+                "Skip bad lines",
+                key="run_skip_bad",
+                persist_state=KEEP,
+                help="Leave out lines that cannot be read, and name them in the result, instead of stopping.",
+            )
+    template = st.text_area(
+        "Own prompt",
+        key="run_prompt_template",
+        persist_state=KEEP,
+        height=68,
+        placeholder="Question: {question}\nAnswer:",
+        help=TASK["prompt_template"].help,
+    )
+    return values | {"prompt_template": template or None}
+
+
+def _task_spec(task: Values) -> TaskSpec:
+    path = task.pop("path")
+    kind = task.pop("name")
+    if TASKS[kind].needs_path and not path:
+        raise SpecError(f"The task {kind} reads a file: write its path above, e.g. /data/questions.jsonl.", "task.name")
+    return TaskSpec(name=f"{kind}:{_absolute(path, always=True)}" if path else kind, **task)
+
+
+def _absolute(name: str, always: bool = False) -> str:
+    """A folder or file by its full path: the worker runs elsewhere."""
+    if always or name.startswith((".", "~")):
+        try:
+            return str(Path(name).expanduser().absolute())
+        except RuntimeError:  # ~nobody
+            return name
+    return name
+
+
+def _row(declared: list[Parameter], prefix: str, per_row: int) -> Values:
+    values: Values = {}
+    for start in range(0, len(declared), per_row):
+        for column, p in zip(st.columns(per_row), declared[start : start + per_row], strict=False):
+            with column:
+                values[p.name] = field(p, prefix + p.name)
+    return values
+
+
+def _split(declared: list[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
+    main = sorted((p for p in declared if p.name in MAIN_PARAMETERS), key=lambda p: MAIN_PARAMETERS.index(p.name))
+    return main, [p for p in declared if p.name not in MAIN_PARAMETERS]
+
+
+def missing() -> None:
+    """What is known and cannot run here, greyed out, each with its reason beside it."""
+    rows = offers.missing()
+    with st.expander(f"Not available here ({sum(len(r.options) for r in rows)})", icon=":material/block:"):
+        for row in rows:
+            chips = " ".join(f":gray-badge[{o}]" for o in row.options)
+            st.markdown(f"{row.what} {chips} :gray[{row.reason}]")

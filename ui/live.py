@@ -1,0 +1,244 @@
+"""Runs while they happen: the panel of one run, and a strip that says what the worker is at.
+
+Each is one fragment that polls the database and stops when there is nothing left to wait for.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from analysis.format import percent, si
+from spec.choices import FINAL_STATES, JobState
+from spec.statistics import wilson
+from store import NotFound, Store
+from ui import components, data
+
+POLL_S = 1.0
+STALLED_S = 20.0
+LIVE = tuple(s for s in JobState if s not in FINAL_STATES)
+PHASES = {
+    "load": "Loading the model",
+    "warmup": "Warming up",
+    "measure": "Measuring",
+    "summarise": "Adding up",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a run has been going since somebody looked: problems done and seconds measured, at first and now."""
+
+    done0: int
+    elapsed0: float
+    done: int
+    elapsed: float
+
+    @property
+    def seconds_per_problem(self) -> float | None:
+        """From what was watched, or from the attempt as a whole while too little was watched; None without any."""
+        done, elapsed = self.done - self.done0, self.elapsed - self.elapsed0
+        if done > 0 and elapsed > 2:
+            return elapsed / done
+        return self.elapsed / self.done if self.done and self.elapsed else None
+
+
+def time_left(pace: Pace, total: int) -> str:
+    """``3 min left (of about 5)``; empty while it cannot be told."""
+    each = pace.seconds_per_problem
+    if each is None or not total:
+        return ""
+    left, whole = each * (total - pace.done), each * total
+    if whole < 90:
+        return f"{left:.0f} s left (of about {whole:.0f})"
+    size, unit = (3600, "h") if whole >= 5400 else (60, "min")
+    small = left / size < 1 and size == 60
+    return (
+        f"{left:.0f} s left (of about {whole / size:.0f} min)"
+        if small
+        else (f"{left / size:.0f} {unit} left (of about {whole / size:.0f})")
+    )
+
+
+def panel(run_id: str) -> None:
+    """One run in whatever state, kept up to date until it ends."""
+    with data.store() as store:
+        try:
+            state = JobState(store.runs.poll(run_id)["state"])
+        except NotFound as error:
+            st.warning(components.plain(error), icon=":material/search_off:")
+            return
+        if state in FINAL_STATES:
+            outcome(store, run_id)
+            return
+    st.fragment(_follow, run_every=POLL_S)(run_id)
+
+
+def _follow(run_id: str) -> None:
+    with data.store() as store:
+        row = store.runs.poll(run_id)
+        state = JobState(row["state"])
+        if state in FINAL_STATES:
+            st.rerun()  # once, of the whole page: it then draws the outcome and no longer polls
+        job = store.jobs.of_run(run_id)
+        run = store.runs.get(run_id, samples=False)
+        with st.container(border=True):
+            head, button = st.columns([3, 1], vertical_alignment="center")
+            with head:
+                components.state_badge(state)
+                st.markdown(components.plain(run.spec))
+            with button:
+                stopping = state is JobState.CANCELLING
+                if st.button("Cancel", key=f"cancel_{run_id}", disabled=stopping, width="stretch") and job:
+                    store.jobs.request_cancel(job.job_id)
+                    st.rerun()
+            _waiting_or_working(store, row, state, job)
+
+
+def _waiting_or_working(store: Store, row: dict[str, Any], state: JobState, job: Any) -> None:
+    if state in (JobState.QUEUED, JobState.RETRY_WAIT):
+        place = store.jobs.queue_position(job.job_id) if job else None
+        ahead = "next in line" if place == 1 else f"number {place} in line"
+        done = f"; {row['done']} of {row['total']} problems are kept" if row["done"] else ""
+        st.progress(row["done"] / row["total"] if row["total"] else 0.0, text=f"Waiting: {ahead}{done}")
+        if row["message"]:
+            st.caption(components.plain(row["message"]))
+        components.worker_banner(store)
+        return
+    working(row)
+    if stalled(store, row, job):
+        seen = components.ago(row["updated"] or row["created"])
+        st.warning(
+            f"No sign of life from the worker for {seen}. What was measured is kept: the run goes on where it "
+            f"stopped as soon as a worker is back. {components.START_WORKER}",
+            icon=":material/heart_broken:",
+        )
+
+
+def working(row: dict[str, Any]) -> None:
+    """Bar, partial accuracy with its interval, speed, time left."""
+    phase = PHASES.get(row["phase"] or "", "Starting")
+    detail = f": {components.plain(row['phase_detail'])}" if row["phase_detail"] else ""
+    if not row["total"]:
+        st.progress(0.0, text=phase + detail)
+        return
+    left = time_left(pace(row), row["total"])
+    words = [f"{row['done']} of {row['total']}", left or phase + detail]
+    st.progress(min(1.0, row["done"] / row["total"]), text="  ·  ".join(words))
+    if row["checked"]:
+        low, high = wilson(row["correct"], row["checked"])
+        share = row["correct"] / row["checked"]
+        st.html(interval_svg(share, low, high))
+        st.caption(f"Accuracy so far {percent(share, low, high)}, n = {row['checked']}")
+    st.caption(f"{si(row['tok_s'], 'tokens/s')}  ·  {phase}" if row["tok_s"] is not None else phase)
+
+
+def pace(row: dict[str, Any]) -> Pace:
+    """The pace since this session first saw the present attempt of a run."""
+    key = f"pace_{row['run_id']}"
+    done0, elapsed0 = st.session_state.get(key, (row["done"], row["elapsed_s"]))
+    if row["elapsed_s"] < elapsed0:  # a new attempt counts its seconds from nought
+        done0, elapsed0 = row["done"], row["elapsed_s"]
+    st.session_state[key] = (done0, elapsed0)
+    return Pace(done0, elapsed0, row["done"], row["elapsed_s"])
+
+
+def stalled(store: Store, row: dict[str, Any], job: Any) -> bool:
+    """Whether the worker that holds the run has gone quiet."""
+    holder = next((w for w in store.workers.list() if job and w.name == job.worker), None)
+    quiet = time.time() - (row["updated"] or row["created"]) > STALLED_S
+    return quiet and (holder is None or not holder.alive)
+
+
+def interval_svg(share: float, low: float, high: float) -> str:
+    """A share on a scale from 0 to 100 % with its interval; numbers only, so nothing of a user's text is in it."""
+    ticks = "".join(
+        f"<line x1='{x}' x2='{x}' y1='4' y2='20' stroke='currentColor' stroke-opacity='.18'/>"
+        for x in (1, 25, 50, 75, 99)
+    )
+    return (
+        "<svg role='img' aria-label='accuracy so far with its interval' viewBox='0 0 100 24' width='100%' height='26' "
+        f"preserveAspectRatio='none'>{ticks}"
+        f"<line x1='{100 * low:.2f}' x2='{100 * high:.2f}' y1='12' y2='12' stroke='#0072B2' stroke-width='7' "
+        "stroke-opacity='.45'/>"
+        f"<line x1='{100 * share:.2f}' x2='{100 * share:.2f}' y1='5' y2='19' stroke='#0072B2' stroke-width='1'/></svg>"
+    )
+
+
+def outcome(store: Store, run_id: str) -> None:
+    """How a run ended: its figures, or why there are none, and where to look next."""
+    run = store.runs.get(run_id, samples=False)
+    with st.container(border=True):
+        components.state_badge(run.state)
+        st.markdown(components.plain(run.spec))
+        if run.result is not None:
+            names = ("accuracy", "latency_p50_s", "throughput_tok_s")
+            if run.result.measures.get("perplexity_token") is not None:
+                names = ("perplexity_token", "perplexity_byte", "throughput_tok_s")
+            components.headline(run.result.measures, names, run.result.reasons)
+        elif run.message:
+            st.error(components.plain(run.message), icon=":material/error:")
+        links = st.container(horizontal=True)
+        if run.result is not None and run.result.measures.get("accuracy") is not None:
+            links.page_link(
+                components.FRONTIER_PAGE, label="See it on the frontier", icon=":material/show_chart:",
+                query_params={"run": run_id},
+            )  # fmt: skip
+        links.page_link(
+            components.RUNS_PAGE, label="Look inside", icon=":material/table_rows:", query_params={"run": run_id}
+        )
+
+
+def strip() -> None:
+    """One line on what is being measured, while anything is; the page is drawn again when a result lands."""
+    with data.store() as store:
+        if not store.jobs.list(LIVE, limit=1):
+            return
+        version = store.data_version()
+    st.fragment(_strip, run_every=2.0)(version)
+
+
+def _strip(version: int) -> None:
+    with data.store() as store:
+        jobs = store.jobs.list(LIVE, limit=1000)
+        if not jobs or store.data_version() != version:
+            st.rerun()
+        busy = [j for j in jobs if j.state not in (JobState.QUEUED, JobState.RETRY_WAIT)]
+        waiting = len(jobs) - len(busy)
+        tail = f"{waiting} waiting" if waiting else ""
+        if not busy:
+            st.progress(0.0, text=f":gray[{tail}]")
+            components.worker_banner(store)
+            return
+        job = busy[-1]
+        row = store.runs.poll(job.run_id)
+        left = time_left(pace(row), row["total"] or 0) or PHASES.get(row["phase"] or "", "starting").lower()
+        words = [components.plain(job.spec), f"{row['done']} of {row['total']}" if row["total"] else "", left, tail]
+        st.progress(
+            min(1.0, row["done"] / row["total"]) if row["total"] else 0.0, text="  ·  ".join(w for w in words if w)
+        )
+        if stalled(store, row, job):
+            components.worker_banner(store)
+
+
+def recent(except_for: str | None = None, limit: int = 5) -> None:
+    """The newest runs, each with its state and a link."""
+    with data.store() as store:
+        rows = store.runs.table(columns=("run_id", "state", "spec_text"), limit=limit + 1)
+    rows = [r for r in rows if r["run_id"] != except_for][:limit]
+    if not rows:
+        return
+    st.markdown("**Latest runs**")
+    for row in rows:
+        line = st.container(horizontal=True, vertical_alignment="center", gap="small")
+        with line:
+            components.state_badge(JobState(row["state"]))
+            is_final = JobState(row["state"]) in FINAL_STATES
+            st.page_link(
+                components.RUNS_PAGE if is_final else components.RUN_PAGE,
+                label=components.plain(row["spec_text"]),
+                query_params={"run": row["run_id"]},
+            )

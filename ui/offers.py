@@ -1,0 +1,109 @@
+"""What can be chosen on this machine, what cannot, and why. No Streamlit: the form draws it, tests read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.catalog import LAB_FAMILY, ModelInfo, describe, list_models, list_rewards, resolve, resolve_reward
+from engine.measure.hardware import gpus
+from spec.errors import IsoquantError, SpecError
+from spec.run_spec import RunSpec
+from spec.strategy import STRATEGIES
+from tasks.registry import TASKS
+
+FALLBACK_MODEL = "lab-s"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Options that cannot run here, with the reason as a fact."""
+
+    what: str
+    options: tuple[str, ...]
+    reason: str
+
+
+def models() -> list[ModelInfo]:
+    """The models that can run here."""
+    return [m for m in list_models() if m.available]
+
+
+def default_model(available: list[ModelInfo]) -> str:
+    """``lab-s``, or else the smallest lab model, or else the smallest of all."""
+    lab = [m for m in available if m.kind == "lab"]
+    if any(m.name == FALLBACK_MODEL for m in lab) or not available:
+        return FALLBACK_MODEL
+    return min(lab or available, key=lambda m: m.parameters or 0).name
+
+
+def model_line(name: str) -> str:
+    """One line on a model: size, saved format, what it is; the reason where it cannot be used."""
+    try:
+        info = describe(name)
+    except IsoquantError as error:
+        return str(error)
+    parts = [f"{count(info.parameters)} parameters" if info.parameters else ""]
+    parts.append(f"saved in {info.dtype}" if info.dtype else "")
+    if info.kind == "shape":
+        parts.append("random weights, so its accuracy is n/a")
+    if info.reason:
+        parts.append(info.reason)
+    return ", ".join(p for p in parts if p)
+
+
+def check_model(spec: RunSpec) -> None:
+    """Raise what a run of ``spec`` would fail with for certain: a model or reward model that is not there."""
+    if not spec.model.strip():
+        raise SpecError("Choose a model.", field="model")
+    resolve(spec.model)
+    if reward := getattr(spec.strategy, "reward", None):
+        resolve_reward(reward)
+
+
+def count(number: int) -> str:
+    """A parameter count to three digits: 3.1 M, 1.24 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def reward_reason() -> str | None:
+    """Why no built-in reward model can score here; None where one can."""
+    return next((r.reason for r in list_rewards() if not r.available), None)
+
+
+def strategies() -> list[str]:
+    """The strategies that can run here."""
+    blocked = reward_reason() is not None
+    return [n for n, s in STRATEGIES.items() if not (blocked and hasattr(s, "reward"))]
+
+
+def tasks() -> list[str]:
+    """The tasks that can run here."""
+    return [n for n, t in TASKS.items() if t.available]
+
+
+def missing() -> list[Missing]:
+    """Everything that is known and cannot run here."""
+    rows = [
+        Missing("Precision", ("int8", "int4", "nf4", "fp8"), "the engine computes in fp32, bf16 and fp16"),
+        Missing("KV cache", ("int8", "fp8"), "the cache is kept in the format of the weights"),
+        Missing("Attention", ("flex",), "the engine offers eager and sdpa"),
+        Missing("Batching", ("continuous",), "a batch is filled once and runs until its last sequence ends"),
+    ]
+    if not gpus():
+        rows.append(Missing("Device", ("cuda",), "this machine shows no NVIDIA GPU"))
+    lab = [m for m in list_models() if not m.available and m.name in LAB_FAMILY]
+    if lab:
+        rows.append(Missing("Model", tuple(m.name for m in lab), str(lab[0].reason)))
+    if reason := reward_reason():
+        rows.append(Missing("Strategy", tuple(n for n in STRATEGIES if n not in strategies()), reason))
+    rows += [Missing("Task", (t.name,), str(t.reason)) for t in TASKS.values() if not t.available]
+    return rows
+
+
+def devices() -> list[str]:
+    """The devices that can be named here."""
+    found = gpus()
+    return ["auto", "cpu"] + ([f"cuda:{i}" for i in range(len(found))] if found else [])

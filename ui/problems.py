@@ -1,0 +1,126 @@
+"""Every problem of a run: its answer, the votes, and each candidate's text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from analysis.format import duration
+from spec.results import Answer
+from store import Run, Store
+from ui import components
+
+PAGE = 25
+MAX_CANDIDATES = 64
+ONLY = {"correct": "correct", "wrong": "wrong", "failed": "failed"}
+MARKS = {True: "✓", False: "✗", None: "·"}
+
+
+def show(store: Store, run: Run) -> None:
+    """The list of problems, page by page, and the one that is picked."""
+    if not store.answers.count(run.run_id):
+        return
+    st.markdown("**Problems**")
+    choice, pages = st.columns([1, 1], vertical_alignment="center")
+    with choice:
+        only = st.pills("Show", list(ONLY), key=f"only_{run.run_id}", label_visibility="collapsed")
+    found = store.answers.count(run.run_id, only)
+    if not found:
+        st.caption(f"No problem of this run is {only}.")
+        return
+    with pages:
+        last = -(-found // PAGE)
+        page = st.pagination(last, key=f"page_{run.run_id}_{only}") if last > 1 else 1
+    answers = store.answers.page(run.run_id, (page - 1) * PAGE, PAGE, only)
+    picked = st.dataframe(
+        frame(answers),
+        column_config={
+            "Question": st.column_config.TextColumn(width="large"),
+            "Votes": st.column_config.BarChartColumn(
+                help="How the candidates voted, the most frequent answer first.", y_min=0
+            ),
+        },
+        height=min(320, 38 + 35 * len(answers)),
+        hide_index=True,
+        key=f"problems_{run.run_id}_{only}_{page}",
+        on_select="rerun",
+        selection_mode="single-row",
+        alt=f"Problems {1 + (page - 1) * PAGE} to {(page - 1) * PAGE + len(answers)} of {found}.",
+    )
+    rows = picked.selection.rows
+    if rows and rows[0] < len(answers):
+        one(answers[rows[0]])
+    else:
+        st.caption(f"{found:,} problems. Click a row to read its candidates.")
+
+
+def frame(answers: list[Answer]) -> pd.DataFrame:
+    """The rows of the list."""
+    return pd.DataFrame(
+        {
+            "": [MARKS[a.correct] if a.error is None else "!" for a in answers],
+            "Level": pd.array([a.level for a in answers], dtype="Int64"),
+            "Question": [a.question for a in answers],
+            "Reference": [a.reference for a in answers],
+            "Answer": [a.answer if a.error is None else a.error for a in answers],
+            "Votes": [[n for _, n in votes(a)][:12] for a in answers],
+            "Tokens": [a.tokens_generated for a in answers],
+            "Latency": [duration(a.latency_s) for a in answers],
+            "Problem": [a.problem_id for a in answers],
+        }
+    )
+
+
+def votes(answer: Answer) -> list[tuple[str, int]]:
+    """How often each answer was given, most frequent first; candidates without one do not vote."""
+    return Counter(c.answer for c in answer.candidates if c.answer is not None).most_common()
+
+
+def one(answer: Answer) -> None:
+    """One problem in full."""
+    with st.container(border=True):
+        st.text(answer.question)
+        given = answer.answer if answer.answer is not None else "no answer"
+        words = {True: "correct", False: "wrong", None: "not checked"}[answer.correct]
+        if answer.error:
+            st.error(components.plain(answer.error), icon=":material/error:")
+        st.markdown(
+            f"Answer **{components.plain(given)}**, {words}; the reference is "
+            f"**{components.plain(answer.reference or 'none')}**."
+        )
+        if len(answer.candidates) > 1:
+            _votes(answer)
+        for number, candidate in enumerate(answer.candidates[:MAX_CANDIDATES]):
+            chosen = ", chosen" if number == answer.chosen else ""
+            score = f", score {candidate.score:.3f}" if candidate.score is not None else ""
+            what = components.plain(candidate.answer if candidate.answer is not None else "no answer")
+            cut = ", cut off" if candidate.finish == "length" else ""
+            title = f"{MARKS[candidate.correct]} {what}{chosen}{score}, {candidate.tokens} tokens{cut}"
+            with st.expander(title, expanded=len(answer.candidates) == 1):
+                st.code(candidate.text, language=None, wrap_lines=True)
+                if candidate.step_scores:
+                    st.caption("Score after each step: " + ", ".join(f"{s:.2f}" for s in candidate.step_scores))
+        if len(answer.candidates) > MAX_CANDIDATES:
+            st.caption(f"{len(answer.candidates) - MAX_CANDIDATES} more candidates are kept and not listed.")
+
+
+def _votes(answer: Answer) -> None:
+    found = votes(answer)
+    right = {c.answer: c.correct for c in answer.candidates}
+    silent = len(answer.candidates) - sum(n for _, n in found)
+    table: dict[str, Any] = {
+        "Answer": [a for a, _ in found] + (["none given"] if silent else []),
+        "": [MARKS[right[a]] for a, _ in found] + ([""] if silent else []),
+        "Votes": [n for _, n in found] + ([silent] if silent else []),
+    }
+    bar = st.column_config.ProgressColumn(min_value=0, max_value=len(answer.candidates), format="%d")
+    st.dataframe(
+        pd.DataFrame(table),
+        column_config={"Votes": bar, "Answer": st.column_config.TextColumn(width="medium")},
+        hide_index=True,
+        height=min(215, 38 + 35 * len(table["Votes"])),
+        alt="Votes for each answer.",
+    )

@@ -1,0 +1,198 @@
+"""One run's page: what was run, what came out, problem by problem."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterable
+
+import streamlit as st
+
+from analysis.explain import differences
+from analysis.format import count
+from spec.choices import JobState
+from spec.errors import IsoquantError
+from spec.measures import MEASURES, Group
+from spec.results import RunResult
+from store import NotFound, Run, Store
+from ui import charts, components, form, live, problems
+from ui.command import command
+from ui.plot import plot
+
+HEADLINE = ("accuracy", "latency_p50_s", "throughput_tok_s", "flops_per_problem")
+HEADLINE_TEXT = ("perplexity_token", "perplexity_byte", "throughput_tok_s", "flops_total")
+CHART_HEIGHT = 260
+
+
+def show(store: Store, run_id: str) -> None:
+    """The page of a run in whatever state."""
+    try:
+        run = store.runs.get(run_id)
+    except NotFound as error:
+        st.warning(components.plain(error), icon=":material/search_off:")
+        return
+    _head(run)
+    _actions(store, run)
+    if not run.state.is_final:
+        live.panel(run_id)
+    elif run.result is None:
+        _ended_early(store, run)
+    if run.result is not None:
+        _result(run, run.result)
+    problems.show(store, run)
+    _configuration(run)
+
+
+def _head(run: Run) -> None:
+    strategy = components.plain(run.spec.strategy)
+    st.subheader(f"{components.plain(run.spec.model)} · {strategy}", anchor=False)
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
+    where = run.result.environment.get("hardware_name", "") if run.result else ""
+    parts = [f"run {run.run_id}", run.spec.task.name, made, where, f"from the {run.source}"]
+    words = st.container(horizontal=True, vertical_alignment="center")
+    with words:
+        components.state_badge(run.state)
+        if run.deleted_at is not None:
+            st.badge("deleted", color="red")
+        st.caption(components.plain("  ·  ".join(str(p) for p in parts if p)))
+
+
+def _actions(store: Store, run: Run) -> None:
+    row = st.container(horizontal=True)
+    with row:
+        if run.deleted_at is not None:
+            if st.button("Restore", icon=":material/restore_from_trash:", type="primary"):
+                store.runs.restore(run.run_id)
+                st.rerun()
+            return
+        if run.state.is_final and run.state is not JobState.SUCCEEDED:
+            kept = store.answers.count(run.run_id)
+            label = f"Go on after problem {kept}" if kept else "Try again"
+            if st.button(label, icon=":material/resume:", type="primary"):
+                store.jobs.enqueue(run.spec, run_id=run.run_id)
+                st.rerun()
+        if run.result is not None and run.result.measures.get("accuracy") is not None:
+            st.page_link(
+                components.FRONTIER_PAGE,
+                label="On the frontier",
+                icon=":material/show_chart:",
+                query_params={"run": run.run_id},
+            )
+        if st.button("Run again ...", icon=":material/replay:", help="Opens the form with this configuration."):
+            form.fill(run.spec)
+            st.switch_page(components.RUN_PAGE)
+        if run.state.is_final and st.button("Delete", icon=":material/delete:", key="delete"):
+            store.runs.delete(run.run_id)
+            st.session_state["undo_delete"] = run.run_id
+            st.switch_page(components.RUNS_PAGE)
+
+
+def undo_banner(store: Store) -> None:
+    """After a deletion: the way back."""
+    run_id = st.session_state.get("undo_delete")
+    if not run_id:
+        return
+    words, button = st.columns([5, 1], vertical_alignment="center")
+    words.success(f"Run {run_id} is deleted.", icon=":material/delete:")
+    if button.button("Undo", icon=":material/undo:", width="stretch", key="undo"):
+        store.runs.restore(run_id)
+        del st.session_state["undo_delete"]
+        st.rerun()
+
+
+def _ended_early(store: Store, run: Run) -> None:
+    job = store.jobs.of_run(run.run_id)
+    if run.message:
+        show_message = st.info if run.state is JobState.CANCELLED else st.error
+        show_message(components.plain(run.message), icon=":material/info:")
+    if run.progress and run.progress.done:
+        st.caption(
+            f"{run.progress.done} of {run.progress.total} problems were answered before that, and are kept below."
+        )
+    if job and job.detail:
+        with st.expander("Details", icon=":material/terminal:"):
+            st.code(job.detail, language=None, wrap_lines=True)
+
+
+def _result(run: Run, result: RunResult) -> None:
+    is_text = result.measures.get("perplexity_token") is not None
+    components.headline(result.measures, HEADLINE_TEXT if is_text else HEADLINE, result.reasons)
+    for note in result.notes:
+        st.caption(f":material/info: {components.plain(note)}")
+    drawn = [d for d in (_levels(result), _latency(result)) if d is not None]
+    for column, (title, figure, alt) in zip(st.columns(2), drawn, strict=False):
+        with column:
+            st.markdown(f"**{title}**")
+            plot(figure, key=f"chart_{title}", alt=alt, height=CHART_HEIGHT, modebar=False)
+    with st.expander("All measures", icon=":material/straighten:"):
+        groups = [g for g in Group if any(m.group is g for m in MEASURES.values())]
+        for column, some in zip(st.columns(2), (groups[:2], groups[2:]), strict=True):
+            with column:
+                for group in some:
+                    st.html(measures_table(group, result))
+
+
+def _levels(result: RunResult) -> tuple[str, str, str] | None:
+    levels = {k: v for k, v in result.by_level.items() if v["n"]}
+    if len(levels) < 2:
+        return None
+    first, last = min(levels), max(levels)
+    shares = [levels[k]["correct"] / levels[k]["n"] for k in (first, last)]
+    alt = f"Accuracy by level: {shares[0]:.0%} at level {first}, {shares[1]:.0%} at level {last}."
+    return "Accuracy by level", charts.by_level(levels), alt
+
+
+def _latency(result: RunResult) -> tuple[str, str, str] | None:
+    series = result.samples.get("latency_s", [])
+    if len(series) < 2:
+        return None
+    alt = f"Distribution of the latency of {count(len(series))} problems."
+    return "Latency per problem", charts.distribution(series, "Latency"), alt
+
+
+def measures_table(group: Group, result: RunResult) -> str:
+    """A group of measures as HTML rows, the formula on hover, n/a with its reason; every text is escaped."""
+    rows: list[tuple[str, str, str]] = []
+    for m in MEASURES.values():
+        if m.group is not group or m.name in ("accuracy_low", "accuracy_high"):
+            continue
+        value = result.measures.get(m.name)
+        text = components.figure_text(m, result.measures)
+        if m.name == "energy_j" and result.energy_valid is False:
+            text += f" (not valid: {result.energy_reason})"
+        rows.append((m.label, text, components.explain(m, value, result.reasons)))
+    return rows_html(group.value.capitalize(), rows)
+
+
+def rows_html(title: str, rows: Iterable[tuple[str, str, str]]) -> str:
+    """A two-column table with a hover text for each row."""
+    body = "".join(
+        f"<tr title='{html.escape(hover)}'><td style='padding:2px 12px 2px 0;opacity:.78'>{html.escape(name)}</td>"
+        f"<td style='padding:2px 0;font-variant-numeric:tabular-nums'>{html.escape(text)}</td></tr>"
+        for name, text, hover in rows
+    )
+    return (
+        f"<table style='width:100%;border-collapse:collapse;margin-bottom:12px'><caption style='text-align:left;"
+        f"font-weight:600;padding-bottom:4px'>{html.escape(title)}</caption>{body}</table>"
+    )
+
+
+def _configuration(run: Run) -> None:
+    with st.expander("Configuration", icon=":material/settings:"):
+        st.code(command(run.spec), language="bash", wrap_lines=True)
+        asked, ran = st.columns(2)
+        with asked:
+            fields = [(d.field, d.ours, "") for d in differences(run.spec.to_dict(), {})]
+            st.html(rows_html("Asked for", fields))
+        if run.result is not None:
+            with ran:
+                flat = [(d.field, d.ours, "") for d in differences(run.result.environment, {})]
+                st.html(rows_html("What ran, and where", flat))
+
+
+def try_show(store: Store, run_id: str) -> None:
+    """``show``, with a sentence in place of what cannot be read."""
+    try:
+        show(store, run_id)
+    except IsoquantError as error:
+        components.problem(error)

@@ -1,0 +1,112 @@
+"""All runs as a table: search, filter by state, click one to open it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from spec.choices import JobState
+from store import Store
+from ui import components
+
+LIMIT = 500
+COLUMNS = (
+    "run_id",
+    "state",
+    "model",
+    "strategy_text",
+    "weights",
+    "task",
+    "accuracy",
+    "latency_p50_s",
+    "n_problems",
+    "created",
+    "message",
+)
+DELETED = "deleted"
+FILTERS = {
+    "done": [JobState.SUCCEEDED],
+    "live": [JobState.QUEUED, JobState.RUNNING, JobState.RETRY_WAIT, JobState.CANCELLING],
+    "failed": [JobState.FAILED, JobState.QUARANTINED],
+    "cancelled": [JobState.CANCELLED],
+}
+
+
+def show(store: Store) -> str | None:
+    """Draw the table; the id of a run that was clicked."""
+    words, states = st.columns([2, 3], vertical_alignment="bottom")
+    with words:
+        search = st.text_input(
+            "Search",
+            key="runs_search",
+            bind="query-params",
+            placeholder="model, strategy, task, message ...",
+            help="Words that must all occur in the run.",
+        )
+    with states:
+        chosen = st.pills(
+            "State", [*FILTERS, DELETED], key="runs_state", selection_mode="single", label_visibility="collapsed"
+        )
+    rows = find(store, search or "", chosen)
+    if not rows:
+        empty(store, bool(search or chosen))
+        return None
+    total = store.runs.count()
+    more = f"the newest {LIMIT} of {total:,} runs" if len(rows) == LIMIT else f"{len(rows):,} runs"
+    st.caption(f"{more[0].upper()}{more[1:]}. Click a row to open it.")
+    picked = st.dataframe(
+        frame(rows),
+        column_config={
+            "Accuracy (%)": st.column_config.NumberColumn(format="%.1f"),
+            "Median latency (s)": st.column_config.NumberColumn(format="%.3g"),
+            "Made": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
+        },
+        height=min(560, 38 + 35 * len(rows)),
+        hide_index=True,
+        key="runs_table",
+        on_select="rerun",
+        selection_mode="single-row",
+        alt="All runs, newest first.",
+    )
+    selected = picked.selection.rows
+    return str(rows[selected[0]]["run_id"]) if selected and selected[0] < len(rows) else None
+
+
+def find(store: Store, search: str, chosen: str | None) -> list[dict[str, Any]]:
+    """The newest runs that match."""
+    filters = {"state": FILTERS[chosen]} if chosen in FILTERS else None
+    return store.runs.table(filters, COLUMNS, limit=LIMIT, search=search[:300], deleted=chosen == DELETED)
+
+
+def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows as they are drawn."""
+    return pd.DataFrame(
+        {
+            "State": [components.STATES[JobState(r["state"])][0] for r in rows],
+            "Model": [r["model"] for r in rows],
+            "Strategy": [r["strategy_text"] for r in rows],
+            "Precision": [r["weights"] for r in rows],
+            "Task": [r["task"] for r in rows],
+            "Accuracy (%)": [None if r["accuracy"] is None else 100 * r["accuracy"] for r in rows],
+            "Median latency (s)": [r["latency_p50_s"] for r in rows],
+            "n": [r["n_problems"] for r in rows],
+            "Made": pd.to_datetime([r["created"] for r in rows], unit="s"),
+            "Run": [r["run_id"] for r in rows],
+            "Message": [r["message"] for r in rows],
+        }
+    ).astype({"Accuracy (%)": "float64", "Median latency (s)": "float64", "n": "Int64"})
+
+
+def empty(store: Store, filtered: bool) -> None:
+    """Nothing to list: because nothing matches, or because nothing was run."""
+    if filtered or store.runs.count():
+        st.info("No run matches. Fewer words, or another state, find more.", icon=":material/search_off:")
+        return
+    st.info(
+        "Every run will be listed here, whatever became of it, with its configuration, all its measures and every "
+        "answer it gave.",
+        icon=":material/table_rows:",
+    )
+    st.page_link(components.RUN_PAGE, label="Start a run", icon=":material/play_arrow:")
