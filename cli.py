@@ -13,8 +13,13 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
+from commands import runs
 from commands.catalog import models, strategies, tasks
+from commands.doctor import doctor
+from commands.export import export
 from commands.output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, exit_code, report_error
+from commands.queue import submit, tour, worker
+from commands.run import run
 from spec.errors import Cancelled, InputError, IsoquantError, SpecError
 
 app = typer.Typer(
@@ -24,8 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (models, tasks, strategies):
+for verb in (run, submit, tour, worker, models, tasks, strategies, export, doctor):
     app.command()(verb)
+app.add_typer(runs.app, name="runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

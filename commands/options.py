@@ -61,7 +61,7 @@ def _help(p: Parameter) -> str:
     words = p.allowed if p.choices or p.low is not None else ""
     default = "" if p.default is None else f"default {p.default}"
     extra = "; ".join(filter(None, (words, default)))
-    return p.help + (f" [{extra}]" if extra else "")
+    return p.help + (f" ({extra})" if extra else "")
 
 
 def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:

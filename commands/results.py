@@ -8,6 +8,7 @@ from typing import Any
 from analysis.format import count, measure_text, percent
 from commands.output import print_table, say
 from spec.measures import MEASURES, Group, Measure
+from spec.results import RunResult
 
 _BESIDE = ("accuracy_low", "accuracy_high")
 
@@ -26,6 +27,13 @@ def print_measures(measures: Mapping[str, Any], reasons: Mapping[str, str]) -> N
         say("")
     for reason, labels in missing.items():
         say(f"n/a: {', '.join(labels)}: {reason}")
+
+
+def flat(result: RunResult) -> dict[str, Any]:
+    """The result as one flat object: each measure by its name, then what qualifies them."""
+    data = result.to_dict()
+    del data["samples"]
+    return data.pop("measures") | data
 
 
 def print_levels(by_level: Mapping[int, Mapping[str, int]]) -> None:

@@ -114,6 +114,8 @@ class Attempt:
         spec = self.lease.job.spec
         answered = self.store.answers.of_run(self.lease.run_id)
         self.engine = self.pool.take(spec)
+        if not self.engine.ready:
+            self._show(Phase("load", "Starting the engine"))
         try:
             self.engine.run(spec, answered)
             while (ending := self._stopped()) is None:
@@ -179,12 +181,16 @@ class Attempt:
             if not self._unsaved:
                 self._unsaved_since = time.monotonic()
             self._unsaved.append(event.answer)
-        elif isinstance(event, Progress):
+        if event is not None:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        """Pass an event on to whoever watches: the heartbeat writes it, the command line draws it."""
+        if isinstance(event, Progress):
             self.pulse.progress = event
         elif isinstance(event, Phase):
             self.pulse.phase = event
-        if event is not None:
-            self.on_event(event)
+        self.on_event(event)
 
     def _save(self, force: bool = False) -> None:
         """Write the answers of the last quarter second, 50 at a time: a commit for each costs 5 to 30 times more."""

@@ -7,6 +7,7 @@ parent: by PR_SET_PDEATHSIG, and at the end of stdin where there is no such thin
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import queue
 import signal
@@ -125,6 +126,8 @@ def main() -> None:
     outbox = Outbox(int(sys.argv[1]))
     inbox = Inbox(private_stdin())
     inbox.start()
+    # transformers imports most of itself at the first load, which would then look as if it took seconds.
+    importlib.import_module("transformers.modeling_utils")
     from engine.models import ModelHost
     from engine.run import execute
 

@@ -354,8 +354,12 @@ def test_events_reach_the_watcher_in_order(store):
     pool = EnginePool(lambda: EngineProcess(FAKE))
     Attempt(store, lease, pool, on_event=seen.append).conduct()
     pool.close()
-    assert [e.name for e in seen if isinstance(e, Phase)] == ["load", "measure"]
-    assert len(seen) == 2 + 2 * 3
+    assert [(e.name, e.detail) for e in seen if isinstance(e, Phase)] == [
+        ("load", "Starting the engine"),
+        ("load", "ok"),
+        ("measure", ""),
+    ]
+    assert len(seen) == 3 + 2 * 3
 
 
 def test_the_name_tells_host_and_process(store):
