@@ -21,10 +21,9 @@ def backup(source: Connection, target: Path) -> Path:
     if target.exists():
         raise StoreError(f"{target} exists already; choose another name for the backup.")
     unfinished = target.with_name(target.name + ".unfinished")
-    with contextlib.suppress(FileNotFoundError):
-        unfinished.unlink()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)
         source.execute("VACUUM INTO ?", (str(unfinished),))
         _check(unfinished)
         _sync(unfinished)
@@ -51,12 +50,14 @@ def backup_name(path: Path, reason: str) -> Path:
 
 def integrity(connection: Connection) -> list[str]:
     """What SQLite's full check finds wrong, broken references included; empty when all is well."""
-    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
-    broken = [
-        f"row {row} of {table} refers to a row of {parent} that is not there"
-        for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check")
+    try:
+        found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+        broken = connection.execute("PRAGMA foreign_key_check")
+    except StoreError as error:  # too damaged to be checked
+        return [str(error)]
+    return [line for line in found if line != "ok"] + [
+        f"row {row} of {table} refers to a row of {parent} that is not there" for table, row, parent, _ in broken
     ]
-    return [line for line in found if line != "ok"] + broken
 
 
 def _check(copy: Path) -> None:

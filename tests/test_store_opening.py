@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import subprocess
 import threading
 
 import pytest
@@ -251,8 +252,6 @@ for round in range(int(sys.argv[2])):
 
 @pytest.mark.slow
 def test_eight_processes_open_new_databases_at_once(tmp_path):
-    import subprocess
-
     rounds = 12
     started = [run_script(FIRST_OPEN, tmp_path, rounds, stdin=subprocess.PIPE) for _ in range(8)]
     for process in started:
