@@ -32,6 +32,7 @@ FITS_ADVICE = "choose a smaller model, or a smaller number format (bf16)."
 _SAMPLED = 1 << 20
 
 hf_logging.disable_progress_bar()
+hf_logging.set_verbosity_error()  # its reports on damaged folders are tables; ours are one sentence
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class LoadedModel:
         shape: parameter counts and widths, for the compute formulas; ``sizes``: for memory.
         context: most positions, None where there is no limit.
         fingerprint: 16 hex digits that change when the weights or the config do.
+        unused: weights in the files that the architecture has no place for.
         warm: whether the model was already loaded when it was asked for.
     """
 
@@ -62,6 +64,7 @@ class LoadedModel:
     sizes: ModelSizes
     context: int | None
     fingerprint: str
+    unused: int
     warm: bool = False
 
     @property
@@ -126,7 +129,7 @@ def load(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention
     _import_architecture(ref)
     started = now()
     try:
-        model, tokenizer = (
+        model, tokenizer, unused = (
             _random(ref, device, dtype, attention) if ref.path is None else _saved(ref, device, dtype, attention)
         )
         synchronise(str(device))
@@ -151,11 +154,17 @@ def load(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention
         sizes=ref.sizes,
         context=context_of(ref.config),
         fingerprint=fingerprint(ref),
+        unused=unused,
     )
 
 
-def read_weights(auto_class: Any, folder: Path, device: torch.device, dtype: Dtype, attention: Attention) -> Any:
-    """``auto_class.from_pretrained(folder)`` from safetensors alone, with every weight accounted for."""
+def read_weights(
+    auto_class: Any, folder: Path, device: torch.device, dtype: Dtype, attention: Attention
+) -> tuple[Any, int]:
+    """``auto_class.from_pretrained(folder)`` from safetensors alone; (model, weights in the files it has no use for).
+
+    A weight that the model needs and the files lack is an error: transformers would make it up.
+    """
     shown = shorten(str(folder))
     try:
         model, report = auto_class.from_pretrained(
@@ -177,7 +186,7 @@ def read_weights(auto_class: Any, folder: Path, device: torch.device, dtype: Dty
         raise ModelError(
             f"{shown} lacks {len(lacking)} of the weights its config asks for, e.g. {lacking[0]}; save it again."
         )
-    return model.eval()
+    return model.eval(), len(report["unexpected_keys"])
 
 
 def shape_of(model: Any) -> ModelShape:
@@ -209,19 +218,19 @@ def _import_architecture(ref: ModelRef) -> None:
         MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
 
 
-def _saved(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer]:
+def _saved(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer, int]:
     assert ref.path is not None
-    model = read_weights(AutoModelForCausalLM, ref.path, device, dtype, attention)
+    model, unused = read_weights(AutoModelForCausalLM, ref.path, device, dtype, attention)
     tokenizer = load_tokenizer(str(ref.path), model.generation_config)
     # What the spec does not say must not come from a file beside the weights: a model's own sampling defaults
     # (temperature, repetition penalty) would change what "greedy" means from model to model.
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_id, eos_token_id=sorted(tokenizer.stop_ids) or None
     )
-    return model, tokenizer
+    return model, tokenizer, unused
 
 
-def _random(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer]:
+def _random(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer, int]:
     values = dict(ref.config)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     model = fill(
@@ -235,7 +244,7 @@ def _random(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attent
     )
     tokenizer = SyntheticTokenizer(config.vocab_size)
     model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_id)
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, 0
 
 
 def _explain(shown: str, attention: Attention, error: Exception) -> ModelError | SpecError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,11 @@ class RewardModel:
         if self.head is None:
             ids = self.tokenizer.encode(prompt + text)[: self.context]
             return ids, [len(ids) - 1]
-        newline = self._newline()
-        before = self.tokenizer.encode(prompt).count(newline)
+        before = self.tokenizer.encode(prompt).count(self._newline)
         ids = self.tokenizer.encode(prompt + text.rstrip(STEP_END) + STEP_END)[: self.context]
-        return ids, [i for i, token in enumerate(ids) if token == newline][before:]
+        return ids, [i for i, token in enumerate(ids) if token == self._newline][before:]
 
+    @cached_property
     def _newline(self) -> int:
         return int(self.tokenizer.inner.convert_tokens_to_ids(self.tokenizer.inner.tokenize(STEP_END)[-1]))
 
@@ -131,10 +132,10 @@ def load_reward(ref: ModelRef, device: torch.device, dtype: Dtype) -> RewardMode
     check_fits(f"The weights of {ref.name} in {dtype}", ref.sizes.weights_bytes(dtype), device, FITS_ADVICE)
     started = now()
     if "isoquant_reward" in ref.config:
-        model = read_weights(AutoModel, ref.path, device, dtype, Attention.AUTO)
+        model, _ = read_weights(AutoModel, ref.path, device, dtype, Attention.AUTO)
         head = _read_head(ref.path, device, model.config.hidden_size)
     elif _is_classifier(ref.config):
-        model = read_weights(AutoModelForSequenceClassification, ref.path, device, dtype, Attention.AUTO)
+        model, _ = read_weights(AutoModelForSequenceClassification, ref.path, device, dtype, Attention.AUTO)
         head = None
     else:
         raise ModelError(

@@ -78,6 +78,8 @@ def set_up(
     setup = Setup(spec, task, loaded, reward, on_event, cancelled)
     if loaded.warm or (reward and reward.warm):
         setup.note(WARM)
+    if loaded.unused:
+        setup.note(f"{loaded.unused} tensors in the model's files have no place in its architecture and were not used.")
     if not loaded.has_meaning:
         setup.note("The weights are random: time, memory, energy and compute are real, accuracy is not available.")
     return setup
