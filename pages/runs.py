@@ -9,7 +9,6 @@ from ui import components, data, run_page, run_table
 run_id = st.query_params.get("run")
 with data.store() as store:
     if run_id:
-        st.page_link(components.RUNS_PAGE, label="All runs", icon=":material/arrow_back:")
         run_page.try_show(store, run_id)
     else:
         st.title("Runs")

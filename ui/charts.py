@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from analysis.format import SHARES
+from analysis.format import SHARES, si
 from spec.measures import Better, Measure
 from spec.statistics import percentile, wilson
 from ui.theme import GRID, INK, MUTED, PALE, PAPER
 
 Figure = dict[str, Any]
-FONT = "Source Sans 3, Source Sans, Source Sans Pro, Segoe UI, Helvetica, Arial, sans-serif"
+SYMBOLS = ("s", "B", "J", "W", "FLOP")  # units that take a prefix and stand at the ticks, not in the title
+FONT = "'Source Sans', 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
 def to_json(figure: Figure) -> str:
@@ -71,24 +74,43 @@ def axis(title: str, **changes: Any) -> Figure:
     return base | changes
 
 
-def measure_axis(measure: Measure, log: bool, *, horizontal: bool) -> Figure:
+def measure_axis(measure: Measure, values: NDArray[np.float64], log: bool) -> Figure:
     """The axis of a measure: label, unit, an arrow towards better, ticks with SI prefixes."""
-    arrow = {
-        (Better.HIGHER, True): "better →",
-        (Better.LOWER, True): "← better",
-        (Better.HIGHER, False): "better →",
-        (Better.LOWER, False): "← better",
-    }.get((measure.better, horizontal), "")
-    unit = f" ({measure.unit})" if measure.unit else ""
+    arrow = {Better.HIGHER: "better →", Better.LOWER: "← better"}.get(measure.better, "")
+    unit = f" ({measure.unit})" if measure.unit and measure.unit not in SYMBOLS else ""
     scale = ", log scale" if log else ""
     title = f"{measure.label}{unit}{scale}" + (f"   <b>{arrow}</b>" if arrow else "")
-    ticks: Figure = {"tickformat": ".0%"} if measure.name in SHARES else {"tickformat": "~s"}
-    if measure.unit and measure.name not in SHARES:
-        ticks["ticksuffix"] = {"s": "s", "B": "B", "J": "J"}.get(measure.unit, "")
+    if measure.name in SHARES:
+        ticks: Figure = {"tickformat": ".0%"}
+    else:
+        ticks = {"tickformat": "~s", "ticksuffix": measure.unit if measure.unit in SYMBOLS else ""}
     if log:
-        ticks |= {"type": "log", "dtick": "D2" if measure.name not in SHARES else None, "minor": {"showgrid": False}}
-        ticks = {k: v for k, v in ticks.items() if v is not None}
+        at = log_ticks(values)
+        unit = measure.unit if measure.unit in SYMBOLS else ""
+        words = [f"{v:.0%}" if measure.name in SHARES else tick_text(v, unit) for v in at]
+        ticks |= {"type": "log", "tickmode": "array", "tickvals": at, "ticktext": words}
     return axis(title, **ticks)
+
+
+def log_ticks(values: NDArray[np.float64]) -> list[float]:
+    """Round numbers across the range of the values, at most about ten."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not positive.size:
+        return []
+    low, high = math.log10(positive.min()), math.log10(positive.max())
+    span = high - low
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if span < 0.7 else (1, 2, 5) if span < 3 else (1, 3) if span < 5 else (1,)
+    every = max(1, math.ceil(span / 10))
+    decades = range(math.floor(low) - 1, math.ceil(high) + 2, every)
+    edge = 0.12 * span + 0.05
+    found = [step * 10.0**d for d in decades for step in steps]
+    return [v for v in found if low - edge <= math.log10(v) <= high + edge]
+
+
+def tick_text(value: float, unit: str) -> str:
+    """``50 ms``: like ``si``, without the zeros that a round number does not need."""
+    number, _, rest = si(value, unit).partition(" ")
+    return f"{float(number):g} {rest}".strip()
 
 
 def by_level(levels: dict[int, dict[str, int]]) -> str:
@@ -104,6 +126,7 @@ def by_level(levels: dict[int, dict[str, int]]) -> str:
         "y": share,
         "line": {"color": PALE, "width": 1},
         "marker": {"size": 9, "color": "@c0", "line": {"color": INK, "width": 1}},
+        "cliponaxis": False,
         "error_y": {
             "type": "data",
             "symmetric": False,
@@ -124,7 +147,7 @@ def by_level(levels: dict[int, dict[str, int]]) -> str:
             "data": [trace],
             "layout": layout(
                 xaxis=axis("Level (steps)", dtick=1, showgrid=False),
-                yaxis=axis("Accuracy", tickformat=".0%", range=[-0.02, 1.02]),
+                yaxis=axis("Accuracy", tickformat=".0%", range=[-0.06, 1.06], tickvals=[0, 0.25, 0.5, 0.75, 1]),
                 uirevision="by-level",
             ),
         }

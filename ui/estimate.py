@@ -1,95 +1,58 @@
-"""What a run will take: memory from the model's architecture, time from what was measured here before."""
+"""What a run will take, in words: the engine's prediction, fed with what was measured on this machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import psutil
-
 from analysis.format import duration, si
-from engine.catalog import resolve
 from engine.measure.hardware import fingerprint
-from spec.choices import Dtype
-from spec.errors import IsoquantError
+from engine.predict import Estimate, Fit, Past, predict
 from spec.run_spec import RunSpec
 from store import Store
 from tasks.registry import TASKS
 
-PROMPT_TOKENS = 128
-SIMILAR = 50
-LAB_PROBLEMS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """``memory_bytes`` is weights plus a full batch's KV cache; ``seconds`` comes from ``basis``. None: not known."""
-
-    memory_bytes: int | None
-    free_bytes: int
-    seconds: float | None
-    basis: str
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the memory is there; None where the need is not known."""
-        return None if self.memory_bytes is None else self.memory_bytes < self.free_bytes
+SIMILAR = 20
+LAB_PROBLEMS = {"test": 1000, "validation": 1000}
 
 
 def estimate(store: Store, spec: RunSpec) -> Estimate:
-    """Both estimates for this machine; nothing is loaded."""
-    seconds, basis = seconds_needed(store, spec)
-    return Estimate(memory_needed(spec), psutil.virtual_memory().available, seconds, basis)
-
-
-def memory_needed(spec: RunSpec) -> int | None:
-    """Bytes of the weights, and of the KV cache of a batch of longest answers."""
-    try:
-        ref = resolve(spec.model)
-    except IsoquantError:
-        return None
-    if ref.sizes is None:
-        return None
-    chosen = spec.precision.weights
-    dtype = str(ref.dtype or Dtype.FP32) if chosen is Dtype.AUTO else str(chosen)
-    longest = spec.task.max_new_tokens or TASKS[spec.task.kind].default_max_new_tokens or 0
-    length = min(PROMPT_TOKENS + longest, ref.sizes.context or 1 << 30)
-    return ref.sizes.weights_bytes(dtype) + spec.runtime.batch_size * length * ref.sizes.kv_bytes_per_token(dtype)
-
-
-def seconds_needed(store: Store, spec: RunSpec) -> tuple[float | None, str]:
-    """Seconds of measuring, from the run here that is most like this one, and what that run was."""
-    limit = spec.task.limit or (LAB_PROBLEMS if spec.task.kind == "lab-words" else None)
-    rows = store.runs.table(
-        {
-            "model": spec.model,
-            "task": spec.task.name,
-            "state": "succeeded",
-            "hardware_id": fingerprint()["hardware_id"],
-        },
-        ("strategy", "n", "batch_size", "weights", "wall_s", "n_problems", "repeats"),
-        limit=SIMILAR,
+    """Memory and time of a run here; nothing is loaded. Raises what an invalid model name raises."""
+    problems = spec.task.limit or (LAB_PROBLEMS.get(spec.task.split) if spec.task.kind == "lab-words" else None)
+    return predict(
+        spec,
+        problems=problems,
+        default_max_new_tokens=TASKS[spec.task.kind].default_max_new_tokens or 0,
+        past=measured(store, spec),
     )
-    rows = [r for r in rows if r["wall_s"] and r["n_problems"]]
-    if limit is None or not rows:
-        return None, "no run of this model on this task has been measured here"
-    ours = spec.strategy.samples
 
-    def distance(row: dict[str, object]) -> tuple[bool, float, bool]:
-        n = float(str(row["n"]))
-        same = row["batch_size"] == spec.runtime.batch_size and row["weights"] == str(spec.precision.weights)
-        return (row["strategy"] != spec.strategy.name, abs(n - ours) / (n + ours), not same)
 
-    like = min(rows, key=distance)
-    each = like["wall_s"] / (like["n_problems"] * like["repeats"])
-    seconds = each * ours / like["n"] * limit * spec.repeats
-    return seconds, f"from {like['strategy']} with n = {like['n']} on this machine"
+def measured(store: Store, spec: RunSpec) -> list[Past]:
+    """Runs of the same model on this machine, newest first."""
+    here = fingerprint()["hardware_id"]
+    columns = ("run_id", "throughput_run_tok_s", "tokens_per_problem")
+    rows = store.runs.table({"model": spec.model, "state": "succeeded", "hardware_id": here}, columns, limit=SIMILAR)
+    return [
+        Past(store.runs.get(r["run_id"], samples=False).spec, r["throughput_run_tok_s"], r["tokens_per_problem"])
+        for r in rows
+        if r["throughput_run_tok_s"] and r["tokens_per_problem"]
+    ]
 
 
 def sentence(found: Estimate) -> str:
-    """The estimate in words."""
-    time = f"about {duration(found.seconds)}, {found.basis}" if found.seconds is not None else f"unknown: {found.basis}"
-    if found.memory_bytes is None:
-        memory = "unknown until the model is loaded"
+    """The estimate as two lines of markdown."""
+    time = f"about {duration(found.seconds)}" if found.seconds is not None else "not known"
+    if found.needed_bytes is None:
+        memory = "not known"
     else:
-        memory = f"about {si(found.memory_bytes, 'B')} of {si(found.free_bytes, 'B')} free"
-    return f"**Time** {time}  \n**Memory** {memory}"
+        memory = f"up to {si(found.needed_bytes, 'B')}, of {si(found.available_bytes, 'B')} free"
+    return f"**Time** {time}  \n**Memory** {memory}  \n:gray[{found.basis}]"
+
+
+def warning(found: Estimate) -> str | None:
+    """What to say where memory is short; None where it is not."""
+    if found.fit is Fit.NO:
+        return (
+            f"This needs about {si(found.needed_bytes, 'B')} and {si(found.available_bytes, 'B')} is free: choose a "
+            "smaller model or a smaller batch."
+        )
+    if found.fit is Fit.TIGHT:
+        return "This fits unless all answers grow to their limit; a smaller batch would make it safe."
+    return None

@@ -61,20 +61,16 @@ def controls(store: Store) -> View:
 
 def _axis(label: str, axis: str, name: str, log: bool | None) -> tuple[str, bool]:
     names = [m.name for m in AXES]
-    choice, scale = st.columns([5, 2], vertical_alignment="bottom")
-    with choice:
-        chosen = st.selectbox(
-            label,
-            names,
-            index=names.index(name),
-            format_func=lambda n: _axis_label(MEASURES[n]),
-            key=f"fr_{axis}",
-            help=MEASURES[name].formula,
-        )
-    with scale:
-        usual = log_by_default(MEASURES[chosen])
-        value = log if log is not None and chosen == name else usual
-        is_log = st.toggle("log", value, key=f"fr_log_{axis}_{chosen}", help="Logarithmic scale.")
+    chosen = st.selectbox(
+        label,
+        names,
+        index=names.index(name),
+        format_func=lambda n: _axis_label(MEASURES[n]),
+        key=f"fr_{axis}",
+        help=MEASURES[name].formula,
+    )
+    value = log if log is not None and chosen == name else log_by_default(MEASURES[chosen])
+    is_log = st.toggle("Log scale", value, key=f"fr_log_{axis}_{chosen}")
     return chosen, is_log
 
 
@@ -262,17 +258,16 @@ def _point(store: Store, run_id: str) -> Point:
 
 def _table(store: Store, view: View, shown: Selection) -> None:
     rows = frontier.within(shown, view)
-    head, clear, save = st.columns([5, 1.2, 1.2], vertical_alignment="center")
-    with head:
+    line = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
+    with line:
         what = f"{len(rows):,} selected" if view.box else f"All {len(rows):,} runs, the frontier first"
         more = f"; the first {TABLE_ROWS} are listed" if len(rows) > TABLE_ROWS else ""
         hint = "" if view.box else " Drag a box on the chart to select; click a point to pin it."
-        st.caption(f"{what}{more}.{hint}")
-    with clear:
+        st.caption(f"{what}{more}.{hint}", width="stretch")
         if view.box:
-            st.button("Clear", on_click=_change, kwargs={"box": None}, icon=":material/close:", width="stretch")
-    with save, st.popover("Export", icon=":material/download:", width="stretch"):
-        export.buttons(store, rows, view)
+            st.button("Clear", on_click=_change, kwargs={"box": None}, icon=":material/close:")
+        with st.popover("Export", icon=":material/download:"):
+            export.buttons(store, rows, view)
     listed = rows.head(TABLE_ROWS)
     table, columns = columns_of(listed, shown, store.runs.hardware())
     st.dataframe(

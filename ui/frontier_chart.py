@@ -12,8 +12,19 @@ from spec.measures import Better, Measure
 from ui.charts import Figure, escape, layout, measure_axis, to_json
 from ui.theme import INK, MUTED, PAPER, colours, symbols
 
-MAX_LABELS = 9
 GL_ABOVE = 1500
+LABEL_WIDTH, LABEL_HEIGHT = 0.2, 0.065  # of the picture; labels nearer to each other than that would overlap
+LEGEND: Figure = {
+    "orientation": "h",
+    "x": 0.0,
+    "xanchor": "left",
+    "y": 1.0,
+    "yanchor": "bottom",
+    "font": {"size": 13, "color": INK},
+    "itemclick": False,
+    "itemdoubleclick": False,
+    "bgcolor": PAPER,
+}
 Strings = NDArray[np.object_]
 
 
@@ -64,21 +75,25 @@ def frontier_figure(picture: Picture) -> str:
     """The figure's JSON."""
     p = picture.points
     colour, symbol = colours(p.model), symbols(p.family)
-    data = [*_dominated(picture, colour, symbol), *_frontier(picture, colour, symbol), *_pinned(picture)]
+    data = [
+        *_dominated(picture, colour, symbol),
+        *_frontier(picture, colour, symbol),
+        *_pinned(picture, colour, symbol),
+    ]
     data += _legend(colour, symbol, sorted(set(p.family)))
     figure: Figure = {
         "data": data,
         "layout": layout(
-            xaxis=measure_axis(picture.x, picture.log_x, horizontal=True),
-            yaxis=measure_axis(picture.y, picture.log_y, horizontal=False),
-            margin={"l": 12, "r": 20, "t": 8, "b": 12},
+            xaxis=measure_axis(picture.x, p.x, picture.log_x),
+            yaxis=measure_axis(picture.y, p.y, picture.log_y),
+            margin={"l": 12, "r": 44, "t": 8, "b": 12},
             dragmode="select",
             newselection={"line": {"color": INK, "width": 1, "dash": "dot"}},
             activeselection={"fillcolor": MUTED, "opacity": 0.08},
             selections=_box(picture),
             showlegend=True,
-            legend=_legend_box(0.0, "left"),
-            legend2=_legend_box(1.0, "right"),
+            legend=LEGEND,
+            modebar={"orientation": "v", "bgcolor": PAPER, "color": MUTED, "activecolor": INK},
             annotations=_corner(picture),
             uirevision=f"{picture.x.name}/{picture.log_x}/{picture.y.name}/{picture.log_y}",
         ),
@@ -131,17 +146,16 @@ def _frontier(picture: Picture, colour: dict[str, str], symbol: dict[str, str]) 
         "hoverinfo": "skip",
         "showlegend": False,
     }
-    labelled = len(at) <= MAX_LABELS
     members = {
         "type": "scatter",
-        "mode": "markers+text" if labelled else "markers",
+        "mode": "markers+text",
         "x": p.x[at],
         "y": p.y[at],
         "customdata": list(p.run_id[at]),
         "hovertext": list(p.card[at]),
         "hovertemplate": "%{hovertext}<extra></extra>",
-        "text": [escape(t) for t in picture.labels] if labelled else None,
-        "textposition": _label_place(picture),
+        "text": _spaced_labels(picture),
+        "textposition": _label_places(picture),
         "textfont": {"size": 12, "color": MUTED},
         "cliponaxis": False,
         "marker": {"size": 11, "line": {"color": INK, "width": 1.3}, "opacity": 1.0} | _markers(p, at, colour, symbol),
@@ -151,7 +165,7 @@ def _frontier(picture: Picture, colour: dict[str, str], symbol: dict[str, str]) 
     return [line, members | _errors(p, at, picture)] if len(at) else []
 
 
-def _pinned(picture: Picture) -> list[Figure]:
+def _pinned(picture: Picture, colour: dict[str, str], symbol: dict[str, str]) -> list[Figure]:
     if picture.pinned is None:
         return []
     p, at = picture.points, np.asarray([picture.pinned])
@@ -165,7 +179,9 @@ def _pinned(picture: Picture) -> list[Figure]:
         "unselected": {"marker": {"opacity": 1.0}},
         "showlegend": False,
     }
-    return [ring | _errors(p, at, picture)]
+    marker = {"size": 11, "line": {"color": INK, "width": 1.3}} | _markers(p, at, colour, symbol)
+    point = ring | {"hoverinfo": "skip", "marker": marker}
+    return [point | _errors(p, at, picture), ring]
 
 
 def _errors(p: Points, at: NDArray[np.intp], picture: Picture) -> Figure:
@@ -202,27 +218,11 @@ def _legend(colour: dict[str, str], symbol: dict[str, str], families: list[str])
         nothing
         | {
             "name": escape(f),
-            "legend": "legend2",
             "marker": {"size": 10, "symbol": symbol[f], "color": PAPER, "line": {"color": INK, "width": 1.4}},
         }
         for f in families
     ]
     return entries
-
-
-def _legend_box(x: float, anchor: str) -> Figure:
-    return {
-        "orientation": "h",
-        "x": x,
-        "xanchor": anchor,
-        "y": 1.0,
-        "yanchor": "bottom",
-        "font": {"size": 12, "color": INK},
-        "itemclick": False,
-        "itemdoubleclick": False,
-        "bgcolor": PAPER,
-        "entrywidthmode": "pixels",
-    }
 
 
 def _corner(picture: Picture) -> list[Figure]:
@@ -246,10 +246,34 @@ def _corner(picture: Picture) -> list[Figure]:
     ]
 
 
-def _label_place(picture: Picture) -> str:
-    """Labels go towards the better corner: by definition no point lies there."""
+def _label_places(picture: Picture) -> list[str]:
+    """Labels go towards the better corner, where by definition no point lies, but not over the edge."""
     up = "top" if picture.y.better is not Better.LOWER else "bottom"
-    return f"{up} {'right' if picture.x.better is Better.HIGHER else 'left'}"
+    at = _places(picture.points.x, picture.points.x[picture.frontier], picture.log_x)
+    if picture.x.better is Better.HIGHER:
+        return [f"{up} {'right' if place < 1 - LABEL_WIDTH else 'left'}" for place in at]
+    return [f"{up} {'left' if place > LABEL_WIDTH else 'right'}" for place in at]
+
+
+def _spaced_labels(picture: Picture) -> list[str]:
+    """The labels that find room beside their points, dearest and best first; an empty text for the others."""
+    p, at = picture.points, picture.frontier
+    x, y = _places(p.x, p.x[at], picture.log_x), _places(p.y, p.y[at], picture.log_y)
+    taken: list[tuple[float, float]] = []
+    words = [""] * len(at)
+    for i in reversed(range(len(at))):
+        if all(abs(x[i] - a) > LABEL_WIDTH or abs(y[i] - b) > LABEL_HEIGHT for a, b in taken):
+            taken.append((x[i], y[i]))
+            words[i] = escape(picture.labels[i])
+    return words
+
+
+def _places(every: NDArray[np.float64], some: NDArray[np.float64], log: bool) -> NDArray[np.float64]:
+    """Where values lie along their axis, from 0 to 1."""
+    scale = (lambda v: np.log10(np.maximum(v, 1e-300))) if log else (lambda v: v)
+    low, high = float(np.min(scale(every))), float(np.max(scale(every)))
+    found: NDArray[np.float64] = (scale(some) - low) / ((high - low) or 1.0)
+    return found
 
 
 def _box(picture: Picture) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ import time
 
 import streamlit as st
 
-from analysis.format import percent, si
+from analysis.format import percent
 from engine.measure.hardware import fingerprint
+from engine.predict import Fit
 from spec.errors import IsoquantError
 from spec.run_spec import RunSpec
 from store import Store
@@ -26,7 +27,7 @@ def show(store: Store, spec: RunSpec | None) -> None:
     if same:
         _measured_before(same[0])
     label = "Run again" if same else "Run"
-    blocked = spec is None or (expected is not None and expected.fits is False)
+    blocked = expected is None or expected.fit is Fit.NO
     clicked = st.button(
         label, type="primary", icon=":material/play_arrow:", width="stretch", disabled=blocked, key="run_start"
     )
@@ -34,12 +35,8 @@ def show(store: Store, spec: RunSpec | None) -> None:
         st.caption("The form says what to correct.")
         return
     st.markdown(estimate.sentence(expected))
-    if expected.fits is False:
-        st.error(
-            f"This needs about {si(expected.memory_bytes, 'B')} and {si(expected.free_bytes, 'B')} is free; choose a "
-            "smaller model, a smaller batch or a shorter longest answer.",
-            icon=":material/memory:",
-        )
+    if advice := estimate.warning(expected):
+        (st.error if blocked else st.warning)(advice, icon=":material/memory:")
     with st.expander("The same on the command line", icon=":material/terminal:"):
         st.code(command(spec), language="bash", wrap_lines=True)
     if clicked:

@@ -16,6 +16,7 @@ from spec.choices import FINAL_STATES, JobState
 from spec.statistics import wilson
 from store import NotFound, Store
 from ui import components, data
+from ui.frontier import label as short_name
 
 POLL_S = 1.0
 STALLED_S = 20.0
@@ -224,21 +225,24 @@ def _strip(version: int) -> None:
             components.worker_banner(store)
 
 
-def recent(except_for: str | None = None, limit: int = 5) -> None:
+def recent(except_for: str | None = None, limit: int = 6) -> None:
     """The newest runs, each with its state and a link."""
+    columns = ("run_id", "state", "model", "strategy_text", "accuracy", "created")
     with data.store() as store:
-        rows = store.runs.table(columns=("run_id", "state", "spec_text"), limit=limit + 1)
+        rows = store.runs.table(columns=columns, limit=limit + 1)
     rows = [r for r in rows if r["run_id"] != except_for][:limit]
     if not rows:
         return
     st.markdown("**Latest runs**")
     for row in rows:
-        line = st.container(horizontal=True, vertical_alignment="center", gap="small")
-        with line:
-            components.state_badge(JobState(row["state"]))
-            is_final = JobState(row["state"]) in FINAL_STATES
+        state = JobState(row["state"])
+        accuracy = f", {percent(row['accuracy'])}" if row["accuracy"] is not None else ""
+        with st.container(horizontal=True, vertical_alignment="center", gap="small", wrap=False):
+            components.state_badge(state)
             st.page_link(
-                components.RUNS_PAGE if is_final else components.RUN_PAGE,
-                label=components.plain(row["spec_text"]),
+                components.RUNS_PAGE if state in FINAL_STATES else components.RUN_PAGE,
+                label=components.plain(short_name(row["model"], row["strategy_text"]) + accuracy),
                 query_params={"run": row["run_id"]},
+                width="stretch",
             )
+            st.caption(f"{components.ago(row['created'])} ago", width="content")

@@ -63,7 +63,10 @@ def plot(
     ``on_click`` gets the id (``customdata``) of a clicked point, ``on_box`` a box or None when it is cleared; both run
     before the page does, so what they put into the URL is already there.
     """
-    config = CONFIG | {"toImageButtonOptions": {"format": "svg", "filename": filename}, "displayModeBar": modebar}
+    config = CONFIG | {
+        "toImageButtonOptions": {"format": "png", "scale": 2, "filename": filename},
+        "displayModeBar": modebar,
+    }
     data = {
         "figure": figure,
         "alt": alt,

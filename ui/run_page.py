@@ -44,8 +44,10 @@ def show(store: Store, run_id: str) -> None:
 
 
 def _head(run: Run) -> None:
-    strategy = components.plain(run.spec.strategy)
-    st.subheader(f"{components.plain(run.spec.model)} · {strategy}", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        strategy = components.plain(run.spec.strategy)
+        st.title(f"{components.plain(run.spec.model)} · {strategy}", anchor=False, width="stretch")
+        st.page_link(components.RUNS_PAGE, label="All runs", icon=":material/table_rows:")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
     where = run.result.environment.get("hardware_name", "") if run.result else ""
     parts = [f"run {run.run_id}", run.spec.task.name, made, where, f"from the {run.source}"]

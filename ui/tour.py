@@ -24,7 +24,8 @@ def invitation(store: Store) -> None:
             "It lies further up the more questions it gets right, and further left the less that costs."
         )
         st.markdown(
-            "The **line** is the frontier: the ways that no other beats on both counts. What lies below it pays too much."
+            "The **line** is the frontier: the ways that no other beats on both counts. What lies below it pays too "
+            "much."
         )
         st.markdown("Nothing has been measured here yet.")
         offer(store)
@@ -44,6 +45,7 @@ def offer(store: Store) -> None:
         st.rerun()
     if reason:
         st.caption(components.plain(reason))
+        st.page_link(components.RUN_PAGE, label="Start a run of your own", icon=":material/play_arrow:")
         return
     st.caption(
         f"Three small models that came with Isoquant, each answering {TOUR_LIMIT} word problems: once straight out, "

@@ -20,6 +20,8 @@ PAGES = "../../pages"
 st.set_page_config(page_title="Isoquant", page_icon=STATIC / "mark.png", layout="wide")
 st.logo(str(STATIC / "logo.svg"), icon_image=str(STATIC / "mark.svg"), size="medium")
 
+st.html(STATIC / "page.css")
+
 page = st.navigation(
     {
         "Measure": [st.Page(f"{PAGES}/run.py", title="Run", icon=":material/play_arrow:", url_path="run")],

@@ -48,6 +48,16 @@ const wire = (plot, state) => {
     const bounds = (range) => [...range].map(Number).sort((a, b) => a - b)
     state.send("box", { x: bounds(event.range.x), y: bounds(event.range.y) })
   })
+  // Our own round ticks fit the whole range; a zoomed axis chooses its own.
+  plot.on("plotly_relayout", (event) => {
+    const change = {}
+    for (const axis of ["xaxis", "yaxis"]) {
+      if (!plot.layout[axis]?.tickvals) continue
+      if (`${axis}.range[0]` in event) change[`${axis}.tickmode`] = "auto"
+      if (`${axis}.autorange` in event) change[`${axis}.tickmode`] = "array"
+    }
+    if (Object.keys(change).length) window.Plotly.relayout(plot, change)
+  })
   plot.on("plotly_deselect", () => state.send("box", null))
 }
 
@@ -70,7 +80,13 @@ export default async function (component) {
   const state = (plot.__state ||= {})
   state.send = setStateValue
   const figure = paint(JSON.parse(data.figure), dark ? data.dark : data.light)
-  await window.Plotly.react(plot, figure.data, figure.layout, { responsive: true, ...data.config })
+  const svg = {
+    name: "Download as SVG",
+    icon: window.Plotly.Icons.disk,
+    click: (node) => window.Plotly.downloadImage(node, { format: "svg", filename: data.config.toImageButtonOptions.filename }),
+  }
+  const config = { responsive: true, ...data.config, modeBarButtonsToAdd: [svg] }
+  await window.Plotly.react(plot, figure.data, figure.layout, config)
   plot.__drawn = data.figure
   plot.__dark = dark
   if (!plot.__wired) {
