@@ -102,7 +102,7 @@ class Attempt:
         except LeaseLost:
             raise
         except StoreError as error:
-            if _may_pass(error):
+            if may_pass(error):
                 raise
             self.pool.discard()
             ending = Ending(Outcome.FAILED, f"What was measured could not be saved: {error}", error=error)
@@ -229,7 +229,7 @@ class Attempt:
             except StoreError as error:
                 if self.pulse.lost.is_set():
                     raise LeaseLost from None
-                if not _may_pass(error):
+                if not may_pass(error):
                     raise
                 if waiting and (self.orders.release or self.orders.cancel):
                     raise
@@ -239,6 +239,6 @@ class Attempt:
                 time.sleep(RETRY_WRITE_S)
 
 
-def _may_pass(error: StoreError) -> bool:
+def may_pass(error: StoreError) -> bool:
     """Whether the database refused for a cause that goes away: busy, locked, I/O error, full."""
     return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in PASSING
