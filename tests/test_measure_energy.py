@@ -260,10 +260,17 @@ def test_gpu_without_nvml_says_so(monkeypatch):
 # --- the sampling thread
 
 
-def test_poller_raises_what_the_sensor_raised():
-    answers = iter([1, 2])
-    poller = Poller(lambda: next(answers), interval_s=0.001)
+def test_poller_raises_what_the_sensor_raised_even_if_it_has_recovered():
+    calls = []
+
+    def read():
+        calls.append(1)
+        if len(calls) == 3:
+            raise SensorError("lost for a moment")
+        return 1
+
+    poller = Poller(read, interval_s=0.001)
     poller.start()
     time.sleep(0.05)
-    with pytest.raises(StopIteration):
+    with pytest.raises(SensorError, match="for a moment"):
         poller.stop()

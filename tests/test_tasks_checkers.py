@@ -96,6 +96,7 @@ def test_exact_ignores_only_white_space_quotes_and_a_full_stop():
 def test_contains_wants_whole_words():
     assert CONTAINS.equivalent("I think it is the Blue Whale.", "blue whale")
     assert not CONTAINS.equivalent("It is 142.", "42")
+    assert not CONTAINS.equivalent("It is 421.", "42")
     assert not CONTAINS.equivalent("anything", "  ")
     assert CONTAINS.equivalent("costs $5 (five)", "$5")
 

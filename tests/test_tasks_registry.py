@@ -91,6 +91,8 @@ def test_lab_words_few_shot_shows_solved_problems_of_another_split():
     assert prompt.count("####") == 2
     assert prompt.endswith(task.prompt(problem, shots=0))
     assert task.prompt(problem, shots=1).count("####") == 1
+    with pytest.raises(SpecError, match="has 2 worked examples, fewer than 3"):
+        task.prompt(problem, shots=3)
 
 
 # --- prompts
