@@ -1,5 +1,7 @@
 """The transformers back end: equal to plain generate, exact in its counts, stoppable at every step."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -95,6 +97,18 @@ def test_the_end_token_ends_a_sequence_and_is_counted_once(backends):
         assert g.extension.ids[-1] == 0
         assert "eos" not in g.extension.text
         assert len(g.extension.text) == len(g.extension.ids) - 1
+
+
+def test_an_end_token_that_is_plain_text_is_not_part_of_the_answer(backends, tmp_path):
+    """Many chat models end their turn with a token that only their generation config names."""
+    free = backends().extend(rows_of(backends(), limit=12), quiet)[0].extension
+    folder = make_model(tmp_path / "m")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, free.ids[5]]}))
+    backend = TransformersBackend(load(resolve(str(folder)), CPU, Dtype.FP32))
+    ended = backend.extend(rows_of(backend, limit=12), quiet)[0].extension
+    end = free.ids.index(free.ids[5])
+    assert ended.ids == free.ids[: end + 1]
+    assert (ended.text, ended.finish) == (free.text[:end], "stop")
 
 
 def test_every_token_has_its_time(backends):
@@ -232,8 +246,6 @@ def test_the_attention_asked_for_is_the_one_that_runs(tmp_path, attention):
 
 
 def test_the_models_own_sampling_defaults_are_not_used(tmp_path):
-    import json
-
     folder = make_model(tmp_path / "m")
     backend = TransformersBackend(load(resolve(str(folder)), CPU, Dtype.FP32))
     before = [g.extension for g in backend.extend(rows_of(backend), quiet)]
