@@ -43,5 +43,10 @@ chromium:
 train: install  ## Train the lab models from nothing (about two hours on two cores)
 	$(BIN)/python -m lab.train --all $(ARGS)
 
+# Any Python whose torch sees the GPU will do; nothing is installed.
+GPU_PYTHON ?= $(shell $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2>/dev/null && echo $(BIN)/python || echo $(PYTHON))
+gpu-check:  ## On a machine with an NVIDIA GPU: correctness, then benchmark tables
+	$(GPU_PYTHON) -m bench.gpu_check $(ARGS)
+
 clean:  ## Remove the virtual environment (never the measurements)
 	rm -rf $(VENV)
