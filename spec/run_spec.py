@@ -119,7 +119,7 @@ class RunSpec:
             or "\0" in self.model
         ):
             raise SpecError(
-                f"model must be a name, a folder or a hub id, not {shorten(self.model)}; `isoquant models` lists some.",
+                f"model must be a name, a folder or a hub id, not {shorten(self.model)}; `python cli.py models` lists some.",
                 field="model",
             )
         validate(self, "spec")
