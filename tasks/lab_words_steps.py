@@ -1,0 +1,202 @@
+"""Solutions of `lab-words` problems, one equation per line, and the exact check of each line.
+
+A quantity may be computed by one of several *plans*: directly, or in parts (``24*13`` as ``24*10``, ``24*3`` and a
+sum). Solutions draw order of steps, plan, operand order and wording at random, so that several samples of one model
+take partly independent paths; a vote over samples needs that.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+from tasks.lab_words_graph import DIFFERENCE, TOTAL, Graph
+
+Plan = tuple[str, ...]
+Key = tuple[str, tuple[int, ...]]
+
+_EQUATION = re.compile(r"(?<![\d+\-*/=])(\d+(?:[+\-*/]\d+)+)=(\d+)(?![\d+\-*/=])")
+_WORD = re.compile(r"[A-Za-z]+")
+_OWNED = ("{a} has {e} {i}.", "So {a} has {e} {i}.", "{a}'s {i}: {e}.")
+_ASKED = {
+    TOTAL: ("The total is {e}.", "Total: {e}."),
+    DIFFERENCE: ("The difference is {e}.", "Difference: {e}."),
+}
+
+
+def direct(op: str, numbers: tuple[int, ...]) -> str:
+    """The one-line form of an operation, without its result: ``48/4*3``."""
+    if op == "f":
+        x, p, q = numbers
+        return f"{x}/{q}*{p}"
+    return op.join(map(str, numbers))
+
+
+def plans(op: str, numbers: tuple[int, ...]) -> Iterator[Plan]:
+    """Every way in which a solution may compute an operation: equations in order, the last one gives the value."""
+    whole = direct(op, numbers)
+    value = evaluate(whole)
+    yield (f"{whole}={value}",)
+    if op == "f":
+        x, p, q = numbers
+        yield f"{x}/{q}={x // q}", f"{x // q}*{p}={value}"
+    elif op == "*" and len(numbers) == 2:
+        for x, y in (numbers, numbers[::-1]):
+            for unit in (10, 100, 1000):
+                high, low = y // unit * unit, y % unit
+                if high and low:
+                    yield f"{x}*{high}={x * high}", f"{x}*{low}={x * low}", f"{x * high}+{x * low}={value}"
+    elif op == "+" and len(numbers) == 3:
+        for k in range(3):
+            a, b = (n for j, n in enumerate(numbers) if j != k)
+            yield f"{a}+{b}={a + b}", f"{a + b}+{numbers[k]}={value}"
+
+
+def evaluate(expression: str) -> Fraction | int | None:
+    """The exact value of a chain of ``+ - * /`` on integers; ``None`` for a division by zero."""
+    total, sign = Fraction(0), 1
+    for part in re.split(r"([+\-])", expression):
+        if part in "+-":
+            sign = 1 if part == "+" else -1
+            continue
+        term, *rest = re.split(r"([*/])", part)
+        product = Fraction(int(term))
+        for symbol, number in zip(rest[::2], rest[1::2], strict=True):
+            if symbol == "/" and int(number) == 0:
+                return None
+            product = product * int(number) if symbol == "*" else product / int(number)
+        total += sign * product
+    return total.numerator if total.denominator == 1 else total
+
+
+def key_of(expression: str) -> Key:
+    """One key for all spellings of the same computation: ``3*24`` is ``24*3``, ``48*3/4`` is ``48/4*3``."""
+    symbols = re.sub(r"\d", "", expression)
+    numbers = tuple(map(int, re.findall(r"\d+", expression)))
+    if symbols == "*/":
+        x, p, q = numbers
+        return "f", (x, p, q)
+    if symbols == "/*":
+        x, q, p = numbers
+        return "f", (x, p, q)
+    if set(symbols) in ({"+"}, {"*"}):
+        return symbols, tuple(sorted(numbers))
+    return symbols, numbers
+
+
+def _easy(op: str, numbers: tuple[int, ...]) -> bool:
+    """Whether an operation is usually done in one go: all but fractions and products of two longer factors."""
+    if op != "*":
+        return op != "f"
+    short = [len(str(n).rstrip("0")) for n in numbers]
+    return min(short) == 1 and max(short) <= 2
+
+
+def _choose_plan(op: str, numbers: tuple[int, ...], rng: random.Random) -> Plan:
+    """A plan as training solutions use it: hard products mostly in parts, the rest mostly in one go."""
+    if rng.random() < (0.05 if _easy(op, numbers) else 0.8):
+        options = list(plans(op, numbers))
+        return rng.choice(options[1:] or options)
+    return (f"{direct(op, numbers)}={evaluate_int(op, numbers)}",)
+
+
+def evaluate_int(op: str, numbers: tuple[int, ...]) -> int:
+    """The value of an operation whose result is known to be whole (faster than ``evaluate``)."""
+    if op == "+":
+        return sum(numbers)
+    if op == "-":
+        return numbers[0] - numbers[1]
+    if op == "*":
+        return numbers[0] * numbers[1]
+    return numbers[0] // numbers[-1] * (numbers[1] if op == "f" else 1)
+
+
+def _commute(equation: str, rng: random.Random) -> str:
+    left, right = equation.split("=")
+    for symbol in "+*":
+        if symbol in left and "/" not in left and rng.random() < 0.2:
+            parts = left.split(symbol)
+            rng.shuffle(parts)
+            return f"{symbol.join(parts)}={right}"
+    return equation
+
+
+def write_solution(graph: Graph, rng: random.Random) -> str:
+    """A random valid solution of a graph, ending in ``#### answer`` (no newline after it)."""
+    waiting = graph.needed()
+    unsolved = set(waiting)
+    lines: list[str] = []
+    while waiting:
+        ready = [i for i in waiting if not unsolved.intersection(graph.quantities[i].parents)]
+        # Mostly in the order in which the question was made, else in any valid order.
+        i = ready[0] if rng.random() < 0.85 else rng.choice(ready)
+        quantity = graph.quantities[i]
+        *parts, final = [_commute(e, rng) for e in _choose_plan(quantity.op, graph.numbers(i), rng)]
+        wording = rng.choice(_OWNED if quantity.owner else _ASKED[quantity.item])
+        lines += [*parts, wording.format(a=quantity.owner, i=quantity.item, e=final)]
+        waiting.remove(i)
+        unsolved.remove(i)
+    return "\n".join([*lines, f"#### {graph.quantities[graph.target].value}"])
+
+
+def _speaks_of(line: str, graph: Graph, i: int, owners: set[str], items: set[str]) -> bool:
+    """Whether the words of a line fit quantity ``i``: a line that names owners or items names the right ones."""
+    words = set(_WORD.findall(line))
+    quantity = graph.quantities[i]
+    named_owners, named_items = words & owners, words & items
+    return (not named_owners or quantity.owner in named_owners) and (not named_items or quantity.item in named_items)
+
+
+def label_steps(graph: Graph, solution: str) -> list[bool]:
+    """Exact labels of the lines of a solution; see ``tasks.lab_words.step_labels`` for the convention."""
+    owners = {q.owner for q in graph.quantities if q.owner}
+    items = {q.item for q in graph.quantities if q.owner}
+    known = {i for i, q in enumerate(graph.quantities) if not q.op}
+    allowed = {
+        i: [[key_of(e.split("=")[0]) for e in plan] for plan in plans(q.op, graph.numbers(i))]
+        for i, q in enumerate(graph.quantities)
+        if q.op
+    }
+    seen: dict[int, set[Key]] = {i: set() for i in allowed}
+    labels: list[bool] = []
+    alive = True
+    for line in solution.removesuffix("\n").split("\n"):
+        alive = alive and _check(line, graph, known, allowed, seen, owners, items)
+        labels.append(alive)
+    return labels
+
+
+def _check(
+    line: str,
+    graph: Graph,
+    known: set[int],
+    allowed: dict[int, list[list[Key]]],
+    seen: dict[int, set[Key]],
+    owners: set[str],
+    items: set[str],
+) -> bool:
+    """Whether one line is right given what earlier lines established; adds what it establishes."""
+    if line.startswith("####"):
+        return bool(re.fullmatch(rf"####\s*{graph.quantities[graph.target].value}\s*", line))
+    found = _EQUATION.findall(line)
+    if len(found) != 1:
+        return False
+    expression, result = found[0]
+    if evaluate(expression) != int(result):
+        return False
+    key = key_of(expression)
+    right = False
+    for i, ways in allowed.items():
+        if not known.issuperset(graph.quantities[i].parents) or not _speaks_of(line, graph, i, owners, items):
+            continue
+        for way in ways:
+            if key in way[:-1]:
+                # The parts of a plan use numbers of the quantity itself only, so their order is free.
+                seen[i].add(key)
+                right = True
+            elif key == way[-1] and seen[i].issuperset(way[:-1]):
+                known.add(i)
+                right = True
+    return right
