@@ -20,6 +20,7 @@ class FakeGpu:
         self.running = processes
         self.offset_mj = 10_000_000
         self.broken = False
+        self.seen = set()
         self.start = time.perf_counter()
 
     def energy_mj(self):
@@ -37,7 +38,15 @@ class FakeGpu:
         return self.split
 
     def processes(self):
+        self.seen.add(self.running)
         return self.running
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.perf_counter() + seconds
+    while not condition():
+        assert time.perf_counter() < end, "it never happened"
+        time.sleep(0.002)
 
 
 def measure(source, seconds=0.1, idle_s=0.05, during=lambda: None):
@@ -49,9 +58,9 @@ def measure(source, seconds=0.1, idle_s=0.05, during=lambda: None):
 
 
 def test_counter_gives_the_joules_of_the_window_and_idle_power():
-    reading = measure(GpuSource(FakeGpu()))
+    reading = measure(GpuSource(FakeGpu()), seconds=0.5)
     assert reading.method is EnergyMethod.NVML_COUNTER
-    assert reading.energy_j == pytest.approx(100 * reading.window_s, rel=0.1)
+    assert reading.energy_j == pytest.approx(100 * reading.window_s, rel=0.2)
     assert reading.idle_w == pytest.approx(100, rel=0.2)
     assert (reading.valid, reading.reason) == (True, None)
 
@@ -80,7 +89,7 @@ def test_another_process_is_seen_even_if_it_comes_and_goes():
 
     def visit():
         gpu.running = 2
-        time.sleep(0.03)
+        wait_until(lambda: 2 in gpu.seen)
         gpu.running = 1
 
     reading = measure(source, during=visit)
@@ -96,7 +105,7 @@ def test_split_gpu_cannot_be_trusted():
 def test_without_a_counter_power_is_integrated():
     reading = measure(GpuSource(FakeGpu(counts=False, watts=50)), seconds=0.7)
     assert reading.method is EnergyMethod.NVML_POWER
-    assert reading.energy_j == pytest.approx(50 * reading.window_s, rel=0.1)
+    assert reading.energy_j == pytest.approx(50 * reading.window_s, rel=0.2)
     assert reading.idle_w == pytest.approx(50)
     assert reading.power_w[0] == (0.0, 50)
     assert 0 < reading.max_gap_s < 0.5
@@ -217,7 +226,8 @@ def test_rapl_wrap_between_two_polls_is_caught_twice(powercap):
     def twice():
         for value in (950_000, 100_000, 800_000, 10_000):
             use(powercap, rapl_0=value)()
-            time.sleep(0.03)
+            samples = source._poller.samples
+            wait_until(lambda: samples[-1][1][0] == value)  # noqa: B023
 
     assert measure(source, idle_s=0, during=twice).energy_j == pytest.approx(0.05 + 0.15 + 0.7 + 0.21)
 
@@ -271,6 +281,6 @@ def test_poller_raises_what_the_sensor_raised_even_if_it_has_recovered():
 
     poller = Poller(read, interval_s=0.001)
     poller.start()
-    time.sleep(0.05)
+    wait_until(lambda: len(calls) == 3)
     with pytest.raises(SensorError, match="for a moment"):
         poller.stop()
