@@ -82,7 +82,7 @@ class RewardModel:
             ids = self.tokenizer.encode(prompt + text)[: self.context]
             return ids, [len(ids) - 1]
         before = self.tokenizer.encode(prompt).count(self._newline)
-        ids = self.tokenizer.encode(prompt + text.rstrip(STEP_END) + STEP_END)[: self.context]
+        ids = self.tokenizer.encode(prompt + text.removesuffix(STEP_END) + STEP_END)[: self.context]
         return ids, [i for i, token in enumerate(ids) if token == self._newline][before:]
 
     @cached_property

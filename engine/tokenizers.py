@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from transformers import AutoTokenizer
+
 from spec.errors import InputError, ModelError
 
 
@@ -93,8 +95,6 @@ class SyntheticTokenizer:
 
 def load_tokenizer(folder: str, generation_config: Any) -> ModelTokenizer:
     """The tokenizer of a model folder; ModelError where there is none that loads without code of its own."""
-    from transformers import AutoTokenizer
-
     try:
         inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:

@@ -18,7 +18,7 @@ from tests.tiny import make_model, make_prm, tokenizer
 
 CPU = pick_device("cpu")
 PROMPT = "Question:\n1 + 1?\nAnswer:"
-SOLUTIONS = ["", "one\ntwo\n", "one\ntwo", "a much longer line\n\nwith a gap\nand an end", "x"]
+SOLUTIONS = ["", "one\ntwo\n", "one\ntwo", "a much longer line\n\nwith a gap\nand an end", "x\n\n"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def reward(folder):
 def plain_scores(folder, text):
     """The definition: the sigmoid of the head at each newline after the prompt, one text at a time."""
     trunk, head = AutoModel.from_pretrained(folder), load_file(folder / "head.safetensors")
-    ids = tokenizer().encode(PROMPT + text.rstrip("\n") + "\n")
+    ids = tokenizer().encode(PROMPT + text.removesuffix("\n") + "\n")
     hidden = trunk(torch.tensor([ids])).last_hidden_state[0]
     newline = tokenizer().encode("\n")[0]
     at = [i for i, t in enumerate(ids) if t == newline and i >= len(PROMPT)]
@@ -46,8 +46,8 @@ def test_scores_are_read_at_the_end_of_each_step(folder, reward, batch_size):
     scored = reward.score([(PROMPT, s) for s in SOLUTIONS], batch_size)
     for solution, found in zip(SOLUTIONS, scored, strict=True):
         assert list(found.steps) == pytest.approx(plain_scores(folder, solution), abs=1e-5)
-        assert found.tokens == len(PROMPT) + len(solution.rstrip("\n")) + 1
-    assert [len(s.steps) for s in scored] == [1, 2, 2, 4, 1]
+        assert found.tokens == len(PROMPT) + len(solution.removesuffix("\n")) + 1
+    assert [len(s.steps) for s in scored] == [1, 2, 2, 4, 2]
     assert all(0 < p < 1 for s in scored for p in s.steps)
 
 
