@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import streamlit as st
 
@@ -12,6 +13,7 @@ from analysis.format import MISSING, measure_text, percent
 from spec.choices import JobState
 from spec.errors import IsoquantError, StoreError
 from spec.measures import MEASURES, Measure
+from spec.results import RunResult
 from store import Store
 
 RUN_PAGE, FRONTIER_PAGE, RUNS_PAGE = "../../pages/run.py", "../../pages/frontier.py", "../../pages/runs.py"
@@ -97,3 +99,27 @@ def explain(measure: Measure, value: float | int | None, reasons: dict[str, str]
     if value is not None:
         return measure.formula
     return f"{MISSING}: {reasons.get(measure.name, 'not measured by this run')}. {measure.formula}"
+
+
+def measure_rows(title: str, names: Sequence[str], result: RunResult) -> str:
+    """Measures as HTML rows: the formula on hover, n/a with its reason."""
+    rows: list[tuple[str, str, str]] = []
+    for name in names:
+        measure, value = MEASURES[name], result.measures.get(name)
+        text = figure_text(measure, result.measures)
+        if name == "energy_j" and result.energy_valid is False:
+            text += f" (not valid: {result.energy_reason})"
+        rows.append((measure.label, text, explain(measure, value, result.reasons)))
+    return rows_html(title, rows)
+
+
+def rows_html(title: str, rows: Iterable[tuple[str, str, str]]) -> str:
+    """A two-column table with a hover text for each row; every text is escaped."""
+    body = "".join(
+        f"<tr title='{html.escape(hover)}'><td style='padding:2px 12px 2px 0;opacity:.78'>{html.escape(name)}</td>"
+        f"<td style='padding:2px 0;font-variant-numeric:tabular-nums'>{html.escape(text)}</td></tr>"
+        for name, text, hover in rows
+    )
+    caption = f"<caption style='text-align:left;font-weight:600;padding-bottom:4px'>{html.escape(title)}</caption>"
+    style = "width:100%;border-collapse:collapse;margin-bottom:12px"
+    return f"<table style='{style}'>{caption if title else ''}{body}</table>"

@@ -38,12 +38,21 @@ def measured(store: Store, spec: RunSpec) -> list[Past]:
 
 def sentence(found: Estimate) -> str:
     """The estimate as two lines of markdown."""
-    time = f"about {duration(found.seconds)}" if found.seconds is not None else "not known"
+    time = roughly(found.seconds)
     if found.needed_bytes is None:
         memory = "not known"
     else:
         memory = f"up to {si(found.needed_bytes, 'B')}, of {si(found.available_bytes, 'B')} free"
     return f"**Time** {time}  \n**Memory** {memory}  \n:gray[{found.basis}]"
+
+
+def roughly(seconds: float | None) -> str:
+    """A time as exact as a guess can be: ``under 10 s``, ``about 40 s``, ``about 3 min``."""
+    if seconds is None:
+        return "not known"
+    if seconds < 10:
+        return "under 10 s"
+    return f"about {duration(round(seconds, -1) if seconds < 120 else round(seconds / 60) * 60)}".replace(".0 s", " s")
 
 
 def warning(found: Estimate) -> str | None:

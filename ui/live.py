@@ -87,13 +87,12 @@ def _follow(run_id: str) -> None:
         job = store.jobs.of_run(run_id)
         run = store.runs.get(run_id, samples=False)
         with st.container(border=True):
-            head, button = st.columns([3, 1], vertical_alignment="center")
-            with head:
+            with st.container(horizontal=True, vertical_alignment="center", wrap=False):
                 components.state_badge(state)
-                st.markdown(components.plain(run.spec))
-            with button:
+                name = short_name(run.spec.model, str(run.spec.strategy))
+                st.markdown(f"**{components.plain(name)}**", help=components.plain(run.spec), width="stretch")
                 stopping = state is JobState.CANCELLING
-                if st.button("Cancel", key=f"cancel_{run_id}", disabled=stopping, width="stretch") and job:
+                if st.button("Cancel", key=f"cancel_{run_id}", disabled=stopping) and job:
                     store.jobs.request_cancel(job.job_id)
                     st.rerun()
             _waiting_or_working(store, row, state, job)
@@ -173,13 +172,15 @@ def outcome(store: Store, run_id: str) -> None:
     """How a run ended: its figures, or why there are none, and where to look next."""
     run = store.runs.get(run_id, samples=False)
     with st.container(border=True):
-        components.state_badge(run.state)
-        st.markdown(components.plain(run.spec))
+        with st.container(horizontal=True, vertical_alignment="center", wrap=False):
+            components.state_badge(run.state)
+            name = short_name(run.spec.model, str(run.spec.strategy))
+            st.markdown(f"**{components.plain(name)}**", help=components.plain(run.spec))
         if run.result is not None:
             names = ("accuracy", "latency_p50_s", "throughput_tok_s")
             if run.result.measures.get("perplexity_token") is not None:
                 names = ("perplexity_token", "perplexity_byte", "throughput_tok_s")
-            components.headline(run.result.measures, names, run.result.reasons)
+            st.html(components.measure_rows("", names, run.result))
         elif run.message:
             st.error(components.plain(run.message), icon=":material/error:")
         links = st.container(horizontal=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import time
-from collections.abc import Iterable
 
 import streamlit as st
 
@@ -21,6 +19,7 @@ from ui.plot import plot
 
 HEADLINE = ("accuracy", "latency_p50_s", "throughput_tok_s", "flops_per_problem")
 HEADLINE_TEXT = ("perplexity_token", "perplexity_byte", "throughput_tok_s", "flops_total")
+HIDDEN = ("accuracy_low", "accuracy_high")  # shown as the interval of the accuracy
 CHART_HEIGHT = 260
 
 
@@ -60,8 +59,7 @@ def _head(run: Run) -> None:
 
 
 def _actions(store: Store, run: Run) -> None:
-    row = st.container(horizontal=True)
-    with row:
+    with st.container(horizontal=True, vertical_alignment="center"):
         if run.deleted_at is not None:
             if st.button("Restore", icon=":material/restore_from_trash:", type="primary"):
                 store.runs.restore(run.run_id)
@@ -131,7 +129,8 @@ def _result(run: Run, result: RunResult) -> None:
         for column, some in zip(st.columns(2), (groups[:2], groups[2:]), strict=True):
             with column:
                 for group in some:
-                    st.html(measures_table(group, result))
+                    names = [m.name for m in MEASURES.values() if m.group is group and m.name not in HIDDEN]
+                    st.html(components.measure_rows(group.value.capitalize(), names, result))
 
 
 def _levels(result: RunResult) -> tuple[str, str, str] | None:
@@ -152,44 +151,17 @@ def _latency(result: RunResult) -> tuple[str, str, str] | None:
     return "Latency per problem", charts.distribution(series, "Latency"), alt
 
 
-def measures_table(group: Group, result: RunResult) -> str:
-    """A group of measures as HTML rows, the formula on hover, n/a with its reason; every text is escaped."""
-    rows: list[tuple[str, str, str]] = []
-    for m in MEASURES.values():
-        if m.group is not group or m.name in ("accuracy_low", "accuracy_high"):
-            continue
-        value = result.measures.get(m.name)
-        text = components.figure_text(m, result.measures)
-        if m.name == "energy_j" and result.energy_valid is False:
-            text += f" (not valid: {result.energy_reason})"
-        rows.append((m.label, text, components.explain(m, value, result.reasons)))
-    return rows_html(group.value.capitalize(), rows)
-
-
-def rows_html(title: str, rows: Iterable[tuple[str, str, str]]) -> str:
-    """A two-column table with a hover text for each row."""
-    body = "".join(
-        f"<tr title='{html.escape(hover)}'><td style='padding:2px 12px 2px 0;opacity:.78'>{html.escape(name)}</td>"
-        f"<td style='padding:2px 0;font-variant-numeric:tabular-nums'>{html.escape(text)}</td></tr>"
-        for name, text, hover in rows
-    )
-    return (
-        f"<table style='width:100%;border-collapse:collapse;margin-bottom:12px'><caption style='text-align:left;"
-        f"font-weight:600;padding-bottom:4px'>{html.escape(title)}</caption>{body}</table>"
-    )
-
-
 def _configuration(run: Run) -> None:
     with st.expander("Configuration", icon=":material/settings:"):
         st.code(command(run.spec), language="bash", wrap_lines=True)
         asked, ran = st.columns(2)
         with asked:
             fields = [(d.field, d.ours, "") for d in differences(run.spec.to_dict(), {})]
-            st.html(rows_html("Asked for", fields))
+            st.html(components.rows_html("Asked for", fields))
         if run.result is not None:
             with ran:
                 flat = [(d.field, d.ours, "") for d in differences(run.result.environment, {})]
-                st.html(rows_html("What ran, and where", flat))
+                st.html(components.rows_html("What ran, and where", flat))
 
 
 def try_show(store: Store, run_id: str) -> None:
