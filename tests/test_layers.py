@@ -87,7 +87,6 @@ def test_every_package_is_known():
     assert found <= OURS
 
 
-@pytest.mark.skipif(not (ROOT / "app.py").exists(), reason="there is no web app yet")
 def test_the_web_process_never_imports_torch(tmp_path):
     modules = {m for part in ("ui", "pages") for f in sources(part) for m in imports(f)} | WEB_ENGINE | {"app"}
     modules |= {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in sources("ui") if "entry" not in f.parts}
@@ -97,19 +96,19 @@ def test_the_web_process_never_imports_torch(tmp_path):
         "assert not {'torch', 'transformers'} & set(sys.modules), 'the web process imported torch'"
     )
     environment = os.environ | {"ISOQUANT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, timeout=170)
 
 
 def test_no_distribution_named_kernels_and_a_model_loads_beside_our_kernels_folder(tmp_path):
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("kernels")
-    code = (
-        "import kernels\n"
-        "from transformers import AutoModelForCausalLM, LlamaConfig\n"
-        "config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,\n"
-        "                     num_attention_heads=2)\n"
-        f"AutoModelForCausalLM.from_config(config).save_pretrained({str(tmp_path)!r})\n"
-        f"AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})\n"
-        f"assert kernels.__file__ == {str(ROOT / 'kernels' / '__init__.py')!r}, kernels.__file__"
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    import kernels
+
+    assert Path(kernels.__file__) == ROOT / "kernels" / "__init__.py"
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.hidden_size == 16
