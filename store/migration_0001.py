@@ -269,6 +269,8 @@ STATEMENTS = (
     COUNTERS,
     "CREATE INDEX runs_created ON runs (created)",
     "CREATE INDEX runs_spec ON runs (spec_key)",
+    # For pages of answers in the order they came: without it each page would sort the whole run.
+    "CREATE INDEX answers_run ON answers (run_id)",
     "CREATE INDEX answers_question ON answers (question_id)",
     "CREATE INDEX jobs_waiting ON jobs (id) WHERE state IN ('queued','retry_wait')",
     "CREATE INDEX jobs_leased ON jobs (id) WHERE state IN ('running','cancelling')",

@@ -57,7 +57,7 @@ class RunQueries:
         found, bound = _search(search)
         sql = (
             f"SELECT {names} FROM runs WHERE deleted_at IS {'NOT ' if deleted else ''}NULL{condition}{found} "
-            f"ORDER BY {order_by([*order, '-created'], self.columns)}, id DESC LIMIT ? OFFSET ?"
+            f"ORDER BY {order_by(order, self.columns)}id DESC LIMIT ? OFFSET ?"
         )
         return self._connection.rows(sql, [*values, *bound, -1 if limit is None else limit, offset])
 

@@ -110,11 +110,8 @@ def save_result(connection: Connection, run_id: str, result: RunResult, now: flo
     _save_model(connection, run_id, result.environment, now)
     names = ", ".join(f"{name} = ?" for name in columns)
     connection.execute(f"UPDATE runs SET {names} WHERE run_id = ?", (*columns.values(), run_id))
-    plain = result.to_dict()
-    details = {key: to_json(key, plain[key]) for key in ("reasons", "by_level", "environment", "notes")}
-    connection.execute("DELETE FROM run_details WHERE run_id = ?", (run_id,))
+    details = {key: to_json(key, getattr(result, key)) for key in ("reasons", "by_level", "environment", "notes")}
     connection.insert("run_details", {"run_id": run_id} | details)
-    connection.execute("DELETE FROM samples WHERE run_id = ?", (run_id,))
     connection.execute_many(
         "INSERT INTO samples (run_id, name, count, data) VALUES (?, ?, ?, ?)",
         [(run_id, text(name), len(series), pack_series(name, series)) for name, series in result.samples.items()],
