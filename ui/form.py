@@ -45,9 +45,11 @@ def show() -> RunSpec | None:
         task |= _task_options(task["name"])
         own = _row([RUN["seed"], RUN["repeats"]], "run_", per_row=3)
     missing()
+    if "reward" in strategy:
+        strategy["reward"] = _absolute_model(strategy["reward"])
     try:
         spec = RunSpec(
-            model=_absolute(model),
+            model=_absolute_model(model),
             precision=Precision(**precision),
             runtime=Runtime(**runtime, batch_size=batch),
             strategy=strategy_from_dict(strategy),
@@ -188,17 +190,24 @@ def _task_spec(task: Values) -> TaskSpec:
     kind = task.pop("name")
     if TASKS[kind].needs_path and not path:
         raise SpecError(f"The task {kind} reads a file: write its path above, e.g. /data/questions.jsonl.", "task.name")
-    return TaskSpec(name=f"{kind}:{_absolute(path, always=True)}" if path else kind, **task)
+    return TaskSpec(name=f"{kind}:{_absolute_path(path)}" if path else kind, **task)
 
 
-def _absolute(name: str, always: bool = False) -> str:
-    """A folder or file by its full path: the worker runs elsewhere."""
-    if always or name.startswith((".", "~")):
-        try:
-            return str(Path(name).expanduser().absolute())
-        except RuntimeError:  # ~nobody
-            return name
-    return name
+def _absolute_model(name: str) -> str:
+    """A folder by its full path, for the worker runs elsewhere; any other name as it is."""
+    try:
+        folder = Path(name).expanduser()
+        is_folder = not name.startswith(("shape:", "lab-")) and (name.startswith((".", "~")) or folder.is_dir())
+    except (OSError, ValueError, RuntimeError):
+        return name
+    return str(folder.resolve()) if is_folder and name else name
+
+
+def _absolute_path(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:  # the home of nobody
+        return path
 
 
 def _row(declared: list[Parameter], prefix: str, per_row: int) -> Values:
