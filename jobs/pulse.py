@@ -10,7 +10,7 @@ from typing import Self
 
 from spec.errors import StoreError
 from spec.results import Phase, Progress
-from store import Lease, LeaseLost, open_store
+from store import Lease, LeaseLost, Store, open_store
 
 BEAT_S = 0.5
 log = logging.getLogger("isoquant.worker")
@@ -41,18 +41,21 @@ class Pulse(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Beat until the attempt is over. A database that cannot be written is tried again, not given up."""
-        with open_store(self._path) as store:
-            while not self._end.is_set() and not self.lost.is_set():
-                begin = time.monotonic()
-                try:
-                    if store.jobs.heartbeat(self._lease, self.progress, self.phase):
-                        self.cancel_requested.set()
-                    self._failing = False
-                except LeaseLost:
-                    self.lost.set()
-                except StoreError as error:
-                    if not self._failing:
-                        log.warning("The heartbeat could not be written: %s", error)
-                    self._failing = True
-                self._end.wait(max(0.0, begin + self._beat_s - time.monotonic()))
+        """Beat until the attempt is over. A database that cannot be opened or written is tried again, not given up."""
+        store: Store | None = None
+        while not self._end.is_set() and not self.lost.is_set():
+            begin = time.monotonic()
+            try:
+                store = store or open_store(self._path)
+                if store.jobs.heartbeat(self._lease, self.progress, self.phase):
+                    self.cancel_requested.set()
+                self._failing = False
+            except LeaseLost:
+                self.lost.set()
+            except StoreError as error:
+                if not self._failing:
+                    log.warning("The heartbeat could not be written: %s", error)
+                self._failing = True
+            self._end.wait(max(0.0, begin + self._beat_s - time.monotonic()))
+        if store is not None:
+            store.close()

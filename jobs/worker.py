@@ -163,17 +163,19 @@ class Presence(threading.Thread):
 
     def run(self) -> None:
         """Until the worker stops, and then say so. A sign that cannot be written now is written a little later."""
-        with open_store(self._path) as store:
-            known = False
-            while not self._end.is_set():
-                with contextlib.suppress(StoreError):
-                    if not known:
-                        store.workers.register(self._worker, self._device)
-                        known = True
-                    store.workers.heartbeat(self._worker, self.run_id)
-                self._end.wait(PRESENCE_S)
+        store, known = None, False
+        while not self._end.is_set():
+            with contextlib.suppress(StoreError):
+                store = store or open_store(self._path)
+                if not known:
+                    store.workers.register(self._worker, self._device)
+                    known = True
+                store.workers.heartbeat(self._worker, self.run_id)
+            self._end.wait(PRESENCE_S)
+        if store is not None:
             with contextlib.suppress(StoreError):
                 store.workers.unregister(self._worker)
+            store.close()
 
 
 def _line(run_id: str, ending: Ending, seconds: float) -> tuple[Any, ...]:

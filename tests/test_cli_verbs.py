@@ -24,6 +24,7 @@ from spec.run_spec import RunSpec, TaskSpec
 from spec.strategy import STRATEGIES
 from store import open_store
 from tests.fake_engine import answer, result
+from tests.patience import slack, until
 from tests.test_jobs_worker import FAKE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,12 +120,18 @@ def test_a_run_that_fails_says_why_in_one_line(isoquant, model, code, kind, word
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_cancels_and_keeps_what_is_there(isoquant, number):
-    timer = threading.Timer(2.0, lambda: os.kill(os.getpid(), number))
-    timer.start()
-    begin = time.monotonic()
+    begin = []
+
+    def interrupt():
+        with open_store() as store:
+            until(lambda: any(row["done"] > 2 for row in store.runs.table()))
+        begin.append(time.monotonic())
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
     code, out, err = isoquant("run", "--model", "slow", "--limit", 1000)
     assert code == 130
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin[0] < 4 * slack()
     assert "error: Cancelled" in err
     assert out == ""
     with open_store() as store:
@@ -182,6 +189,7 @@ def test_worker_measures_what_is_queued(isoquant):
     assert any("There is no model here" in line["message"] and line["level"] == "error" for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_worker")
 @pytest.mark.parametrize(("model", "expected"), [("ok", 0), ("no-model", 1)])
 def test_submit_and_wait_ends_as_the_run_does(isoquant, model, expected):
@@ -431,6 +439,7 @@ def test_the_errors_of_the_command_line_are_errors_for_users():
 LIGHT = [["runs", "list"], ["models"], ["strategies"], ["tasks"], ["export"], ["tour", "--help"], ["run", "--help"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", LIGHT, ids=lambda a: " ".join(a))
 def test_light_verbs_do_not_import_torch(arguments):
     code = (
@@ -439,7 +448,7 @@ def test_light_verbs_do_not_import_torch(arguments):
         "heavy = [m for m in ('torch', 'transformers', 'streamlit') if m in sys.modules]\n"
         "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -450,6 +459,6 @@ def test_a_closed_pipe_is_no_traceback():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.stderr == ""

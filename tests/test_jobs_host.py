@@ -18,6 +18,7 @@ from spec.results import Answered, Progress
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
 from tests.fake_engine import answer
+from tests.patience import slack, until
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = (sys.executable, "-P", "-m", "tests.fake_engine")
@@ -34,9 +35,9 @@ def engine():
     process.kill()
 
 
-def to_end(engine, timeout_s=20):
+def to_end(engine, timeout_s=30):
     """All messages of the present run, the last word included."""
-    messages, deadline = [], time.monotonic() + timeout_s
+    messages, deadline = [], time.monotonic() + timeout_s * slack()
     while time.monotonic() < deadline:
         if (message := engine.receive(0.2)) is not None:
             messages.append(message)
@@ -47,7 +48,7 @@ def to_end(engine, timeout_s=20):
 
 def until_answers(engine, n):
     while n:
-        message = engine.receive(5)
+        message = engine.receive(10 * slack())
         n -= message["event"] == "answered"
 
 
@@ -100,7 +101,7 @@ def test_a_death_is_noticed_and_described(engine, model, code, words):
 
 def test_nothing_said_before_a_death_is_lost(engine):
     engine.run(spec("exits"))
-    time.sleep(1.5)
+    until(lambda: not engine.is_alive)
     until_answers(engine, 2)
 
 
@@ -108,10 +109,7 @@ def test_the_grandchild_of_a_dead_engine_is_ended_too(engine):
     engine.run(spec("grandchild"))
     with pytest.raises(EngineDied):
         to_end(engine)
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _group(engine.pid):
-        time.sleep(0.05)
-    assert not _group(engine.pid)
+    until(lambda: not _group(engine.pid))
 
 
 def _group(pid):
@@ -162,13 +160,13 @@ def test_a_fault_comes_with_its_traceback_and_ends_the_process(engine):
     assert "last words of the library" in engine.stderr_tail()
 
 
-@pytest.mark.parametrize(("model", "obeys", "limit_s"), [("slow", True, 1.0), ("hang", False, 2.0)])
+@pytest.mark.parametrize(("model", "obeys", "limit_s"), [("slow", True, 1.0), ("hang", False, 2.5)])
 def test_cancel(engine, model, obeys, limit_s):
     engine.run(spec(model, 1000))
     until_answers(engine, 2)
     begin, seen = time.monotonic(), []
     assert engine.cancel(seen.append) is obeys
-    assert time.monotonic() - begin < limit_s
+    assert time.monotonic() - begin < limit_s * slack()
     assert engine.is_alive is obeys
     if obeys:
         assert seen[-1]["event"] == "cancelled"
@@ -180,7 +178,7 @@ def test_cancel_of_a_process_that_ignores_sigterm_takes_no_longer_than_2_seconds
     time.sleep(0.2)
     begin = time.monotonic()
     assert engine.cancel(lambda m: None) is False
-    assert 1.9 < time.monotonic() - begin < 2.7
+    assert 1.9 < time.monotonic() - begin < 2.7 * slack()
     assert not engine.is_alive
 
 
@@ -190,7 +188,7 @@ def test_a_process_that_does_not_read_does_not_hold_up_the_supervisor():
     deaf.run(spec(), [answer(i) for i in range(5000)])
     assert deaf.receive(0.1) is None
     assert deaf.cancel(lambda m: None) is False
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 3 * slack()
     deaf.kill()
 
 
@@ -205,10 +203,7 @@ def test_a_supervisor_that_is_killed_takes_the_engine_with_it(tmp_path):
     assert psutil.pid_exists(pid)
     supervisor.kill()
     supervisor.wait()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _alive(pid):
-        time.sleep(0.02)
-    assert not _alive(pid)
+    until(lambda: not _alive(pid))
 
 
 def _alive(pid):
@@ -276,7 +271,7 @@ def test_a_spare_that_dies_is_not_started_again_and_again():
     pool = EnginePool(start)
     pool.warm_up()
     for process in started:
-        process._process.wait(5)
+        process._process.wait(60)
     for _ in range(5):
         pool.warm_up()
     assert len(started) == 1
@@ -326,3 +321,27 @@ def test_exits_are_described():
 
 def test_the_shipped_child_is_what_is_started():
     assert CHILD[-1] == "jobs.child"
+
+
+def test_a_spare_that_is_not_needed_is_frozen_while_another_runs_and_thawed_after():
+    started = []
+    pool = EnginePool(lambda: started.append(EngineProcess(FAKE)) or started[-1])
+    try:
+        pool.warm_up()
+        engine = pool.take(spec())
+        engine.run(spec())
+        to_end(engine)
+        pool.warm_up()
+        spare = started[1]
+        assert pool.take(spec()) is engine
+        until(lambda: psutil.Process(spare.pid).status() == psutil.STATUS_STOPPED)
+        pool.warm_up()
+        assert psutil.Process(spare.pid).status() != psutil.STATUS_STOPPED
+        assert len(started) == 2
+        replaced = pool.take(spec("slow"))
+        assert replaced is spare
+        replaced.run(spec("slow", 2))
+        assert to_end(replaced)[-1]["event"] == "result"
+    finally:
+        pool.close()
+    assert not any(e.is_alive for e in started)

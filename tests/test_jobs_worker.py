@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from spec.results import Phase
 from spec.run_spec import RunSpec, TaskSpec
 from store import open_store
 from tests.fake_engine import answer
+from tests.patience import slack, until
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = (sys.executable, "-P", "-m", "tests.fake_engine")
@@ -59,15 +59,6 @@ def work(store):
 @pytest.fixture
 def no_waiting(monkeypatch):
     monkeypatch.setattr("store.leases.BACKOFF_S", 0.0)
-
-
-def until(condition, timeout_s=15):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it did not come to that in time")
 
 
 def saved(store, run_id):
@@ -122,15 +113,15 @@ def test_what_would_fail_again_is_failed_at_once(store, work, model, reason, det
     ("model", "reason"),
     [
         ("segfault", "SIGSEGV"),
-        ("killed", "run out of memory"),
-        ("exits", "exit code 7"),
-        ("sys-exit", "exit code 3"),
+        pytest.param("killed", "run out of memory", marks=pytest.mark.slow),
+        pytest.param("exits", "exit code 7", marks=pytest.mark.slow),
+        pytest.param("sys-exit", "exit code 3", marks=pytest.mark.slow),
         ("fault", "illegal memory access"),
         ("garbage", "this is no message"),
-        ("broken-event", "progress event that cannot be read"),
-        ("broken-result", "result that cannot be read"),
-        ("own-cancel", "nobody had asked"),
-        ("flood", "exit code 9"),
+        pytest.param("broken-event", "progress event that cannot be read", marks=pytest.mark.slow),
+        pytest.param("broken-result", "result that cannot be read", marks=pytest.mark.slow),
+        pytest.param("own-cancel", "nobody had asked", marks=pytest.mark.slow),
+        pytest.param("flood", "exit code 9", marks=pytest.mark.slow),
     ],
 )
 def test_a_crash_is_tried_three_times_from_where_it_stopped_then_put_aside(store, work, model, reason):
@@ -175,42 +166,45 @@ def running(path):
         process.communicate()
 
 
-@pytest.mark.parametrize(("model", "limit_s"), [("slow", 2.0), ("hang", 3.0), ("ignore-sigterm", 3.0)])
-def test_cancel_ends_a_run_within_three_seconds_whatever_the_engine_does(store, model, limit_s):
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["slow", "hang", "ignore-sigterm"])
+def test_cancel_ends_a_run_within_three_seconds_whatever_the_engine_does(store, model):
     job = store.jobs.enqueue(spec(model, 1000))
     with running(store.path):
         until(lambda: len(saved(store, job.run_id)) >= 2)
         begin = time.monotonic()
         store.jobs.request_cancel(job.job_id)
         until(lambda: store.jobs.get(job.job_id).state is JobState.CANCELLED)
-        assert time.monotonic() - begin < limit_s
+        assert time.monotonic() - begin < 3 * slack()
         kept = saved(store, job.run_id)
         assert kept == [f"p{i}" for i in range(len(kept))]
         after = store.jobs.enqueue(spec())
         until(lambda: store.jobs.get(after.job_id).state is JobState.SUCCEEDED)
 
 
+@pytest.mark.slow
 def test_progress_and_phase_are_written_while_it_runs(store):
     job = store.jobs.enqueue(spec("slow", 40))
     with running(store.path) as process:
         until(lambda: store.runs.poll(job.run_id)["phase"] == "measure")
         seen, begin = set(), time.monotonic()
-        while time.monotonic() - begin < 2.2:
+        while time.monotonic() - begin < 2.2 * slack():
             seen.add(store.runs.poll(job.run_id)["done"])
             time.sleep(0.05)
-        assert len(seen) >= 4
+        assert len(seen) >= 3
         (worker,) = store.workers.list()
         assert worker.alive
         assert worker.pid == process.pid
 
 
+@pytest.mark.slow
 def test_sigterm_puts_the_run_back_and_the_next_worker_goes_on(store):
     job = store.jobs.enqueue(spec("slow", 30))
     with running(store.path) as process:
         until(lambda: len(saved(store, job.run_id)) >= 5)
         engine = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(4) == 0
+        assert process.wait(4 * slack()) == 0
         assert not any(e.is_running() and e.status() != psutil.STATUS_ZOMBIE for e in engine)
     waiting = store.jobs.get(job.job_id)
     assert (waiting.state, waiting.crashes) == (JobState.QUEUED, 0)
@@ -222,6 +216,7 @@ def test_sigterm_puts_the_run_back_and_the_next_worker_goes_on(store):
     assert saved(store, job.run_id)[: len(before)] == before
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_no_engine_and_loses_no_answer(store):
     job = store.jobs.enqueue(spec("slow", 40))
     for _ in range(2):
@@ -254,7 +249,7 @@ def test_a_lost_lease_ends_the_engine_at_once(store):
     begin = time.monotonic()
     ending = Attempt(store, lease, pool, on_event=take_it_away).conduct()
     assert ending.outcome is Outcome.LOST
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 4 * slack()
     assert pool._engine is None
     pool.close()
     assert store.jobs.get(job.job_id).state is JobState.RUNNING
@@ -293,10 +288,15 @@ def test_a_full_disk_holds_the_answers_back_and_loses_none(store, monkeypatch, c
 def test_a_full_disk_does_not_keep_a_stopped_worker_from_ending(store, monkeypatch):
     monkeypatch.setattr("jobs.attempt.RETRY_WRITE_S", 0.05)
     store.jobs.enqueue(spec("slow", 1000))
-    lease, orders = store.jobs.claim("me"), Orders()
-    monkeypatch.setattr(store.answers, "add", fails(10**9, store.answers.add))
+    lease, orders, tries = store.jobs.claim("me"), Orders(), []
+
+    def full(*args):
+        tries.append(args)
+        orders.release = len(tries) > 3
+        raise StoreError("The disk is full.") from Full()
+
+    monkeypatch.setattr(store.answers, "add", full)
     pool = EnginePool(lambda: EngineProcess(FAKE))
-    threading.Timer(1.5, lambda: setattr(orders, "release", True)).start()
     with pytest.raises(StoreError, match="disk is full"):
         Attempt(store, lease, pool, orders=orders).conduct()
     assert pool._engine is None
@@ -315,6 +315,7 @@ def test_a_disk_with_no_room_starts_no_run_and_says_so_once(store, monkeypatch, 
     assert any("going on" in r.message for r in caplog.records)
 
 
+@pytest.mark.slow
 def test_a_second_worker_is_refused(store):
     with running(store.path) as process:
         until(lambda: store.workers.list())
@@ -327,6 +328,7 @@ def test_an_unknown_device_names_the_valid_ones(store):
         Worker(store.path, device="gpu7")
 
 
+@pytest.mark.slow
 def test_two_databases_have_two_workers(store, tmp_path):
     with running(store.path), running(tmp_path / "other.db"):
         other = open_store(tmp_path / "other.db")
@@ -364,3 +366,22 @@ def test_events_reach_the_watcher_in_order(store):
 
 def test_the_name_tells_host_and_process(store):
     assert Worker(store.path, command=FAKE).name.endswith(f":{os.getpid()}")
+
+
+def test_a_heartbeat_that_cannot_be_written_is_tried_again(store, monkeypatch, caplog):
+    opens = iter([StoreError("The disk is full."), StoreError("The disk is full.")])
+
+    def open_later(path):
+        if error := next(opens, None):
+            raise error
+        return open_store(path)
+
+    monkeypatch.setattr("jobs.pulse.open_store", open_later)
+    monkeypatch.setattr("jobs.pulse.BEAT_S", 0.1)
+    lease = store.jobs.start(spec("slow", 20), "me")
+    pool = EnginePool(lambda: EngineProcess(FAKE))
+    seen = []
+    Attempt(store, lease, pool, on_event=lambda e: seen.append(store.runs.poll(lease.run_id)["phase"])).conduct()
+    pool.close()
+    assert "measure" in seen
+    assert sum("heartbeat could not be written" in r.message for r in caplog.records) == 1
