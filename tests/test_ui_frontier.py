@@ -1,0 +1,211 @@
+import json
+import random
+
+import numpy as np
+import pytest
+from apptest import button, visit, words
+from synthetic import HARDWARE, OTHER, fill, fill_many, result
+
+from analysis.frontier import frontier as reference
+from spec.choices import JobState
+from spec.measures import MEASURES
+from spec.run_spec import RunSpec, TaskSpec
+from spec.strategy import Majority
+from spec.tour import tour_specs
+from store import open_store
+from ui import explorer, export, frontier, tour
+from ui.plot import Box
+from ui.view import View
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    home = tmp_path_factory.mktemp("filled")
+    with open_store(home / "isoquant.db") as store:
+        ids = fill(store)
+    return home, ids
+
+
+@pytest.fixture
+def home(filled, monkeypatch):
+    monkeypatch.setenv("ISOQUANT_HOME", str(filled[0]))
+    return filled[0]
+
+
+@pytest.fixture
+def store(home):
+    with open_store() as opened:
+        yield opened
+
+
+def selected(store, **changes):
+    view = View(**changes)
+    frame = frontier.load(store, view.x, view.y)
+    return frontier.select(frame, view, frontier.choices(frame)), view
+
+
+def test_the_default_is_the_task_and_hardware_with_most_runs(store):
+    shown, _ = selected(store)
+    assert set(shown.frame["where"]) == {"lab-words"}
+    assert set(shown.frame["hardware_id"]) == {HARDWARE[0]}
+    assert not shown.mixed_hardware
+    assert not shown.mixed_tasks
+
+
+def test_points_of_other_hardware_share_a_frontier_only_when_asked(store):
+    shown, view = selected(store, hardware="*", task="*")
+    assert shown.mixed_hardware
+    assert shown.mixed_tasks
+    picture = frontier.picture(shown, view, store.runs.hardware(), None)
+    assert 0 < picture.points.odd.sum() < len(picture.points)
+
+
+def test_the_frontier_is_that_of_the_filtered_points(store):
+    shown, _ = selected(store, models=("lab-s",), precisions=("bf16",))
+    assert set(shown.frame["model"]) == {"lab-s"}
+    best = reference(shown.frame["x"], shown.frame["y"], shown.x.better, shown.y.better)
+    assert shown.frontier.tolist() == best.tolist()
+    assert sorted([*shown.frontier, *shown.drawn]) == list(range(len(shown.frame)))
+
+
+def test_a_box_selects_what_lies_in_it_frontier_first(store):
+    shown, view = selected(store, box=Box(0.1, 1.0, 0.5, 0.8))
+    rows = frontier.within(shown, view)
+    assert len(rows) > 3
+    assert rows["x"].between(0.1, 1.0).all()
+    assert rows["y"].between(0.5, 0.8).all()
+    assert rows["on_frontier"].is_monotonic_decreasing
+
+
+def test_cards_say_what_was_chosen_measured_and_where(store):
+    shown, view = selected(store)
+    picture = frontier.picture(shown, view, store.runs.hardware(), None)
+    at = int(picture.frontier[0])
+    run = store.runs.get(str(picture.points.run_id[at]), samples=False)
+    card = str(picture.points.card[at])
+    for part in (run.spec.model, str(run.spec.strategy), "Accuracy: ", " % (", "n = 100", HARDWARE[1], "20"):
+        assert part in card
+
+
+def test_a_dominated_run_is_explained_and_a_frontier_run_is_not(store):
+    shown, view = selected(store)
+    beaten, best = int(shown.drawn[0]), int(shown.frontier[0])
+    by = frontier.dominator(shown, beaten)
+    assert by in shown.frontier
+    assert shown.frame["x"][by] <= shown.frame["x"][beaten]
+    assert shown.frame["y"][by] >= shown.frame["y"][beaten]
+    assert "Beaten: " in explorer.verdict(store, view, shown, beaten)
+    assert "On the frontier" in explorer.verdict(store, view, shown, best)
+    assert "not in the picture" in explorer.verdict(store, view, shown, None)
+
+
+def test_many_points_are_sampled_and_counted(tmp_path, monkeypatch):
+    with open_store(tmp_path / "isoquant.db") as store:
+        fill_many(store, 400)
+        monkeypatch.setattr(frontier, "MAX_DRAWN", 50)
+        shown, view = selected(store)
+        assert shown.sampled
+        assert len(shown.drawn) == 50
+        text = explorer.sentence(shown, view, left_out=0)
+    assert f"{50 + len(shown.frontier)} points are drawn" in text
+    assert f"of {len(shown.frame)} runs" in text
+
+
+def test_runs_without_a_measure_are_left_out_and_counted(home):
+    at = visit(x="j_per_correct")
+    assert "No run here has both" in words(at)
+    assert "92 runs have no accuracy or no energy per correct answer" in words(at)
+
+
+def test_the_page_shows_the_chart_and_its_permalink(home):
+    at = visit(x="wall_s", model="lab-s")
+    assert not at.exception
+    chart = at.get("bidi_component")[0]
+    assert chart is not None
+    assert at.multiselect(key="fr_models").value == ["lab-s"]
+    assert at.selectbox(key="fr_x").value == "wall_s"
+    at.selectbox(key="fr_y").set_value("pass_at_n")
+    at.toggle(key="fr_log_x_wall_s").set_value(False).run()
+    assert at.query_params == {"x": "wall_s", "y": "pass_at_n", "xscale": "linear", "model": "lab-s"}
+
+
+def test_a_bad_link_is_named_and_shows_the_usual_view(home):
+    at = visit(x="nonsense", run="zzz")
+    assert "'nonsense', which does not exist" in words(at)
+    assert at.selectbox(key="fr_x").value == "latency_p50_s"
+    assert at.query_params == {}
+
+
+def test_a_pinned_run_is_explained_below(home, filled):
+    at = visit(run=filled[1][1])
+    assert "lab-xs" in words(at)
+    button(at, "Unpin").click().run()
+    assert "run" not in at.query_params
+
+
+def test_an_unknown_run_in_the_link_is_a_sentence(home):
+    at = visit(run="ffffffffffff")
+    assert "There is no run 'ffffffffffff' here" in words(at)
+    assert not at.exception
+
+
+def test_an_impossible_filter_offers_a_way_back(home):
+    at = visit(model="no-such-model")
+    assert "No run here has both" in words(at)
+    button(at, "Show everything").click().run()
+    assert at.get("bidi_component")
+
+
+def test_the_export_names_its_columns_and_disarms_formulas(store):
+    shown, view = selected(store, x="wall_s")
+    found = export.table(frontier.within(shown, view), view, store.runs.hardware())
+    assert {"wall_s", "accuracy", "run_id", "hardware", "frontier"} <= set(found.columns)
+    found["model"] = '=HYPERLINK("http://example.org")'
+    lines = export.csv(found).splitlines()
+    assert len(lines) == len(found) + 1
+    assert ",\"'=HYPERLINK(" in lines[1]
+    data = json.loads(export.as_json(found, view))
+    assert data["view"] == {"x": ["wall_s"]}
+    assert len(data["runs"]) == len(found)
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOQUANT_HOME", str(tmp_path))
+
+
+def test_the_first_visit_offers_one_button_that_queues_the_tour(empty, monkeypatch):
+    monkeypatch.setattr(tour, "unavailable", lambda: None)
+    at = visit()
+    assert "Nothing has been measured here yet" in words(at)
+    assert [b.label for b in at.button] == [f"Take the tour: {len(tour_specs())} runs, about two minutes"]
+    at.button[0].click().run()
+    with open_store() as store:
+        jobs = store.jobs.list()
+    assert [j.spec for j in reversed(jobs)] == tour_specs()
+    assert {j.state for j in jobs} == {JobState.QUEUED}
+
+
+def test_the_tour_says_why_it_cannot_run(empty, monkeypatch):
+    monkeypatch.setattr(tour, "list_models", list)
+    at = visit()
+    assert at.button[0].disabled
+    assert "The tour needs lab-xs, lab-s, lab-m" in words(at)
+
+
+def test_a_landing_result_is_a_new_state_of_the_page(empty):
+    spec = RunSpec("lab-s", strategy=Majority(n=8), task=TaskSpec(limit=100))
+    with open_store() as store:
+        store.runs.save(spec, result(spec, random.Random(0), OTHER))
+    at = visit()
+    assert "1 of 1 runs are on the frontier" in words(at)
+    with open_store() as store:
+        store.runs.save(spec, result(spec, random.Random(1), OTHER))
+    assert " of 2 runs" in words(at.run())
+
+
+def test_labels_are_short():
+    assert frontier.label("/models/my-model/", "majority:n=8,temperature=0.8") == "my-model · majority n=8"
+    assert len(frontier.label("x" * 400, "greedy")) < 40
+    assert np.isfinite(frontier.MAX_DRAWN)
+    assert MEASURES["accuracy"].label == "Accuracy"

@@ -1,0 +1,138 @@
+import random
+
+import pytest
+from apptest import button, visit, words
+from synthetic import answer, fill, result
+
+from spec.choices import JobState
+from spec.results import Progress
+from spec.run_spec import RunSpec, TaskSpec
+from store import open_store
+from ui import problems
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOQUANT_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def ids(home):
+    with open_store() as store:
+        return fill(store, answers=30)
+
+
+def failed_run(message="The engine ended unexpectedly.", detail="Segmentation fault\n<script>alert(1)</script>"):
+    with open_store() as store:
+        store.workers.register("w")
+        job = store.jobs.enqueue(RunSpec("shape:pythia-410m", task=TaskSpec(limit=10)))
+        lease = store.jobs.claim("w")
+        rng = random.Random(0)
+        store.answers.add(lease, [answer(i, rng, 2) for i in range(3)], Progress(3, 10, 1, 3, 9, 1.0, 9.0))
+        store.jobs.fail(lease, message, detail, retry=False)
+    return job.run_id
+
+
+def test_an_empty_list_leads_to_the_form(home):
+    at = visit("runs")
+    assert "Every run will be listed here" in words(at)
+    assert at.get("page_link")[0].proto.label == "Start a run"
+
+
+def test_the_table_searches_and_filters(ids):
+    failed = failed_run()
+    at = visit("runs")
+    assert len(at.dataframe[0].value) == len(ids) + 1
+    assert list(visit("runs", runs_search="lab-m gsm8k").dataframe[0].value["Model"]) == ["lab-m"]
+    at.text_input(key="runs_search").set_value("no such words").run()
+    assert "No run matches" in words(at)
+    at.text_input(key="runs_search").set_value("")
+    at.pills(key="runs_state").set_value("failed").run()
+    assert list(at.dataframe[0].value["Run"]) == [failed]
+
+
+def test_a_run_page_shows_figures_formulas_and_reasons(ids):
+    at = visit("runs", run=ids[8])
+    assert not at.exception
+    labels = {m.label: m for m in at.metric}
+    assert " % (" in labels["Accuracy"].value
+    assert "problems answered" in labels["Accuracy"].help
+    html = "".join(h.proto.body for h in at.get("html"))
+    assert "no energy counter on this machine" in html
+    assert "n/a" in html
+    assert len(at.get("bidi_component")) == 2
+    assert "python cli.py run --model lab-xs" in "".join(c.value for c in at.code)
+
+
+def test_every_problem_can_be_paged_and_filtered(ids):
+    at = visit("runs", run=ids[8])
+    assert len(at.dataframe[0].value) == problems.PAGE
+    at.pills(key=f"only_{ids[8]}").set_value("wrong").run()
+    assert set(at.dataframe[0].value[""]) == {"✗"}
+
+
+def test_votes_are_counted_most_frequent_first():
+    one = answer(3, random.Random(1), 16)
+    counted = problems.votes(one)
+    assert [n for _, n in counted] == sorted((n for _, n in counted), reverse=True)
+    assert sum(n for _, n in counted) == 16
+    assert counted[0][0] == one.answer
+
+
+def test_delete_and_undo(ids):
+    at = visit("runs", run=ids[0])
+    button(at, "Delete").click().run()
+    with open_store() as store:
+        assert store.runs.get(ids[0]).deleted_at is not None
+    assert f"Run {ids[0]} is deleted." in words(at)
+    button(at, "Undo").click().run()
+    with open_store() as store:
+        assert store.runs.get(ids[0]).deleted_at is None
+
+
+def test_a_deleted_run_can_be_restored_from_its_page(ids):
+    with open_store() as store:
+        store.runs.delete(ids[0])
+    at = visit("runs", run=ids[0])
+    button(at, "Restore").click().run()
+    with open_store() as store:
+        assert store.runs.get(ids[0]).deleted_at is None
+
+
+def test_a_failed_run_says_why_and_goes_on_where_it_stopped(home):
+    run_id = failed_run()
+    at = visit("runs", run=run_id)
+    assert "The engine ended unexpectedly." in words(at)
+    assert "Segmentation fault" in "".join(c.value for c in at.code)
+    assert "3 of 10 problems were answered" in words(at)
+    button(at, "Go on after problem 3").click().run()
+    with open_store() as store:
+        job = store.jobs.of_run(run_id)
+        assert job.state is JobState.QUEUED
+        assert store.answers.count(run_id) == 3
+
+
+def test_names_with_markup_stay_text(home):
+    spec = RunSpec("<script>alert(1)</script>", task=TaskSpec(limit=3))
+    with open_store() as store:
+        run_id = store.runs.save(spec, result(spec, random.Random(0), n=8))
+    at = visit("runs", run=run_id)
+    assert not at.exception
+    assert "<script>" not in "".join(h.proto.body for h in at.get("html"))
+    assert at.title[0].value.startswith("\\<script\\>")
+
+
+@pytest.mark.parametrize("run_id", ["ffffffffffff", "x", "../../etc/passwd", "<script>", "a" * 5000])
+def test_an_unknown_run_is_a_sentence(home, run_id):
+    at = visit("runs", run=run_id)
+    assert not at.exception
+    assert "There is no run" in words(at)
+
+
+def test_a_very_long_name_is_kept_whole_and_shown_short(home):
+    spec = RunSpec("x" * 3000)
+    with open_store() as store:
+        run_id = store.runs.save(spec, result(spec, random.Random(0), n=8))
+    assert not visit("runs", run=run_id).exception
+    assert not visit(run=run_id).exception
