@@ -93,7 +93,7 @@ class Builder:
 
     def __init__(self, level: int, rng: random.Random) -> None:
         self.rng, self.level, self.graph = rng, level, Graph()
-        self.owners = rng.sample(NAMES, min(6, 2 + (level + rng.randint(0, 2)) // 2))
+        self.owners = rng.sample(NAMES, min(9, level + rng.randint(2, 4)))
         containers = rng.sample(list(CONTAINERS), 1 + (level > 3))
         self.items = rng.sample(GOODS, 2 + (level > 2) + (level > 5)) + containers + [MONEY]
         self.taken: set[tuple[str, str]] = set()
@@ -108,10 +108,10 @@ class Builder:
 
     def free_pair(self, near: Quantity | None = None) -> tuple[str, str]:
         """An (owner, item) not used yet, mostly with the same item as ``near`` so that comparisons read naturally."""
-        rng = self.rng
+        rng, main = self.rng, near.item if near else self.items[0]
         for _ in range(12):
-            item = near.item if near and rng.random() < 0.75 else rng.choice(self.items)
-            owner = near.owner if near and rng.random() < 0.1 else rng.choice(self.owners)
+            item = main if rng.random() < 0.85 else rng.choice(self.items)
+            owner = near.owner if near and rng.random() < 0.05 else rng.choice(self.owners)
             if (owner, item) not in self.taken:
                 return owner, item
         self.owners.append(rng.choice([name for name in NAMES if name not in self.owners]))
@@ -119,12 +119,12 @@ class Builder:
 
     def size(self) -> int:
         """A number as questions give them: mostly two digits, sometimes one or three."""
-        low, high = self.rng.choices(((3, 20), (12, 99), (60, 400)), (40, 50, 10))[0]
+        low, high = self.rng.choices(((3, 20), (12, 80), (60, 300)), (45, 45, 10))[0]
         return self.rng.randint(low, high)
 
     def rate(self) -> int:
         """A number per piece: mostly one digit."""
-        return self.rng.randint(2, 12) if self.rng.random() < 0.85 else self.rng.randint(11, 25)
+        return self.rng.randint(2, 9) if self.rng.random() < 0.85 else self.rng.randint(10, 20)
 
     def given(self, multiple_of: int = 1, item: str | None = None, largest: int = LARGEST) -> int | None:
         """A quantity that the question states."""
@@ -163,7 +163,7 @@ class Builder:
         verb = rng.choice(("has", "owns"))
         kind = rng.choices(("times", "more", "fewer", "fraction"), (30, 24, 24, 22))[0]
         if kind == "times":
-            k = rng.randint(2, 9) if rng.random() < 0.92 else rng.randint(11, 25)
+            k = rng.choice((2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9)) if rng.random() < 0.94 else rng.randint(11, 20)
             word = "twice" if k == 2 else f"{k} times"
             return self.add(owner, item, value * k, "*", (~i, k), f"{owner} {verb} {word} as many {item} as {other}.")
         if kind == "fraction":
@@ -233,7 +233,7 @@ class Builder:
         used = [i for i, q in enumerate(self.graph.quantities) if i not in sinks]
         must_join = len(sinks) > left + 1
         draw = rng.random()
-        if not sinks or (not must_join and len(sinks) <= left and draw < 0.16):
+        if not sinks or (not must_join and len(sinks) <= left and draw < 0.14):
             parents: list[int] = []
             if rng.random() < 0.3:
                 new = self.from_two_numbers()
@@ -241,10 +241,10 @@ class Builder:
                 item = rng.choice([None, None, self.items[-2]])
                 start = self.given(rng.choice((1, 1, 2, 3, 4, 5, 6, 8, 10, 12)), item)
                 new = None if start is None else self.derive(start)
-        elif must_join or (len(sinks) > 1 and draw < 0.4):
+        elif must_join or (len(sinks) > 1 and draw < 0.32):
             parents = rng.sample(sinks, 3 if len(sinks) > 2 and rng.random() < 0.3 else 2)
             new = self.combine(parents, left == 0)
-        elif used and draw < 0.55:
+        elif used and draw < 0.42:
             parents = [rng.choice(sinks)]
             new = self.combine([*parents, rng.choice(used)], left == 0)
         else:
@@ -256,12 +256,12 @@ class Builder:
 
     def derive(self, i: int) -> int | None:
         """A quantity computed from quantity ``i`` alone."""
-        return self.compare(i) if self.rng.random() < 0.6 else self.convert(i)
+        return self.compare(i) if self.rng.random() < 0.75 else self.convert(i)
 
     def distract(self) -> None:
         """Up to three sentences that the answer does not need: other quantities or idle numbers."""
         rng = self.rng
-        for _ in range(rng.choices((0, 1, 2, 3), (52, 33, 12, 3))[0]):
+        for _ in range(rng.choices((0, 1, 2, 3), (52, 34, 12, 2))[0]):
             count = len(self.graph.quantities)
             if rng.random() < 0.3 and self.graph.quantities[pick := rng.randrange(count)].owner:
                 self.compare(pick)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks import lab_words
 from tasks.lab_words_steps import evaluate, key_of, plans, write_solution
 
-CONTENT_HASH = "1d68a6b2d2636b70d31114c958299c8217993e4842d3eff9f83b4a89f1991233"
+CONTENT_HASH = "c632981cd6bcffd44e60b0b6b1106033a67f3103b224052e7b8e7470a913a055"
 
 levels = st.sampled_from(lab_words.LEVELS)
 splits = st.sampled_from(lab_words.SPLITS)

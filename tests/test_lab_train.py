@@ -1,0 +1,291 @@
+"""Training of the lab models: tokenizer, batches, loop, growth, reward model, and the folders that are shipped."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402
+
+from lab import prm, table, train  # noqa: E402
+from lab.data import IGNORE, Examples  # noqa: E402
+from lab.evaluate import majority  # noqa: E402
+from lab.family import MODELS, SIZES, Size, configuration  # noqa: E402
+from lab.grow import grow, layer_positions  # noqa: E402
+from lab.loop import Trainer, learning_rate_share, select  # noqa: E402
+from lab.muon import orthogonalise  # noqa: E402
+from lab.tokenizer import load_tokenizer  # noqa: E402
+from tasks import lab_words  # noqa: E402
+
+SHIPPED = sorted(p.parent.name for p in MODELS.glob("*/model.safetensors"))
+TINY = Size(
+    hidden=32, layers=1, heads=2, kv_heads=1, mlp=32, tokens=3000, learning_rate=1e-2,
+    batch_tokens=600, micro_batch_tokens=300, warmup_steps=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+def examples(tokenizer, count=24):
+    chosen = lab_words.problems("train", count)
+    heads = [tokenizer(lab_words.prompt(p))["input_ids"] for p in chosen]
+    rows = [[*tokenizer(lab_words.prompt(p) + p.solution)["input_ids"], tokenizer.eos_token_id] for p in chosen]
+    flat = np.array([t for row in rows for t in row], np.uint16)
+    return Examples(flat, np.array([len(r) for r in rows]), np.array([len(h) for h in heads]))
+
+
+# The tokenizer
+
+
+@settings(max_examples=200)
+@given(text=st.text(max_size=60))
+def test_any_text_survives_encoding_and_decoding(text):
+    tokenizer = load_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text.encode(errors="replace").decode()
+
+
+@given(number=st.integers(0, 10**9), gap=st.sampled_from(["", " ", "\n"]))
+def test_digits_and_newlines_are_single_tokens(number, gap):
+    tokenizer = load_tokenizer()
+    tokens = tokenizer.tokenize(f"{gap}{number}\n\n")
+    assert [t for t in tokens if t.isdigit()] == list(str(number))
+    assert tokens[-2:] == ["Ċ", "Ċ"]
+
+
+def test_prompt_and_solution_tokenise_apart_as_together(tokenizer):
+    for problem in lab_words.problems("test", 16):
+        head = tokenizer(lab_words.prompt(problem))["input_ids"]
+        assert head[0] == tokenizer.bos_token_id
+        whole = tokenizer(lab_words.prompt(problem) + problem.solution)["input_ids"]
+        assert whole == head + tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(whole, skip_special_tokens=True) == lab_words.prompt(problem) + problem.solution
+
+
+# Batches and the loop
+
+
+def test_targets_are_the_solution_and_the_end_token(tokenizer):
+    data = examples(tokenizer, 8)
+    ids, targets = data.batch(np.arange(8), tokenizer.pad_token_id)
+    for row, problem in enumerate(lab_words.problems("train", 8)):
+        wanted = [t for t in targets[row].tolist() if t != IGNORE]
+        assert wanted[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(wanted[:-1]) == problem.solution
+    at, flat = select(targets)
+    assert torch.equal(ids.reshape(-1)[at[:-1] + 1][flat[:-1] != tokenizer.eos_token_id],
+                       flat[:-1][flat[:-1] != tokenizer.eos_token_id])  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 100), budget=st.integers(300, 5000))
+def test_an_epoch_holds_every_example_once_within_the_token_budget(seed, budget):
+    lengths = np.random.default_rng(seed).integers(5, 250, 500)
+    data = Examples(np.zeros(lengths.sum(), np.uint16), lengths, lengths // 2)
+    plan = data.schedule(budget, seed)
+    rows: list[int] = []
+    while len(rows) < 500:
+        batch = next(plan)
+        assert len(batch) * lengths[batch].max() <= budget
+        rows += batch.tolist()
+    assert sorted(rows) == list(range(500))
+
+
+def trainer(tokenizer, folder, size=TINY):
+    torch.manual_seed(0)
+    config = configuration("lab-xs", len(tokenizer), 0, 1, 2)
+    for field, value in {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}.items():
+        setattr(config, field, value)
+    model = LlamaForCausalLM(config)
+    return Trainer("tiny", size, model, train.solution_loss(model), examples(tokenizer), folder, 3, 0)
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tokenizer, tmp_path):
+    whole = trainer(tokenizer, tmp_path / "whole")
+    whole.run()
+    first = trainer(tokenizer, tmp_path / "parts")
+    plan = first.micro_batches()
+    for _ in range(3):
+        first.update(next(plan))
+    first.save_checkpoint()
+    second = trainer(tokenizer, tmp_path / "parts")
+    second.run()
+    assert second.step == whole.step > 3
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_lowers_the_loss(tokenizer, tmp_path):
+    run = trainer(tokenizer, tmp_path, replace(TINY, tokens=40_000))
+    plan = run.micro_batches()
+    losses = [run.update(next(plan)) for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_learning_rate_warms_up_and_decays():
+    shares = [learning_rate_share(done / 100, 0.1) for done in range(101)]
+    assert max(shares) == shares[10] == pytest.approx(1.0)
+    assert shares[5] == pytest.approx(0.5)
+    assert shares[-1] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24), (1, 16, 16)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape):
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+
+
+# Growth
+
+
+def test_layers_spread_evenly_and_start_at_the_first():
+    assert layer_positions(3, 5) == [0, 1, 3]
+    assert layer_positions(5, 5) == [0, 1, 2, 3, 4]
+
+
+def test_a_grown_model_starts_close_to_the_small_one(tokenizer):
+    torch.manual_seed(0)
+    special = (0, 1, 2)
+    small = LlamaForCausalLM(configuration("lab-xs", len(tokenizer), *special)).eval()
+    large = LlamaForCausalLM(configuration("lab-s", len(tokenizer), *special)).eval()
+    ids = torch.randint(3, len(tokenizer), (2, 40))
+    with torch.no_grad():
+        for p in small.parameters():
+            p.mul_(2.0)
+        before = (large(ids).logits - small(ids).logits).abs().mean()
+        grow(small, large)
+        after = (large(ids).logits - small(ids).logits).abs().mean()
+    assert after < 0.1 * before
+
+
+def test_growing_needs_the_same_head_groups(tokenizer):
+    small = LlamaForCausalLM(configuration("lab-xs", len(tokenizer), 0, 1, 2))
+    config = configuration("lab-s", len(tokenizer), 0, 1, 2)
+    config.num_key_value_heads = 4
+    with pytest.raises(ValueError, match="query heads"):
+        grow(small, LlamaForCausalLM(config))
+
+
+# The reward model
+
+
+def test_step_targets_sit_on_the_newlines_of_the_solution(tokenizer):
+    problem = lab_words.problems("train", 40)[35]
+    lines = problem.solution.count("\n") + 1
+    labels = [i % 2 == 0 for i in range(lines)]
+    data = prm.StepExamples.of([lab_words.prompt(problem)], [problem.solution], [labels])
+    newline = tokenizer.convert_tokens_to_ids("Ċ")
+    marked = np.flatnonzero(data.marks != IGNORE)
+    assert data.marks[marked].astype(bool).tolist() == labels
+    assert set(data.tokens[marked]) == {newline}
+    assert marked[-1] == data.lengths[0] - 1
+    again = prm.StepExamples.of([lab_words.prompt(problem)], [problem.solution + "\n"], [labels])
+    assert again.tokens.tolist() == data.tokens.tolist()
+
+
+def test_scores_do_not_depend_on_the_batch(tokenizer):
+    torch.manual_seed(0)
+    trunk = LlamaForCausalLM(configuration("lab-xs", len(tokenizer), 0, 1, 2)).model
+    scorer = prm.StepScorer(trunk).eval()
+    torch.nn.init.normal_(scorer.head.weight)
+    chosen = lab_words.problems("train", 6)
+    labels = [lab_words.step_labels(p, p.solution) for p in chosen]
+    prompts, texts = [lab_words.prompt(p) for p in chosen], [p.solution for p in chosen]
+    together = prm.score(scorer, prompts, texts, labels)
+    for i in range(6):
+        alone = prm.score(scorer, prompts[i : i + 1], texts[i : i + 1], labels[i : i + 1])[0]
+        assert len(alone) == len(labels[i])
+        np.testing.assert_allclose(alone, together[i], atol=1e-5)
+
+
+def test_auc_counts_ties_half():
+    assert prm.auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])) == 0.75
+    assert prm.auc(np.ones(4), np.array([True, False, True, False])) == 0.5
+
+
+def test_votes():
+    assert majority(["3", None, "4", "4", None, None]) == "4"
+    assert majority(["3", "4", "4"], [0.9, 0.2, 0.3]) == "3"
+    assert majority([None]) is None
+
+
+# The table
+
+
+def test_table_is_rendered_between_its_markers():
+    row = {"model": "lab-s", "strategy": "greedy", "accuracy": 0.5, "accuracy_by_level": {"1": 1.0, "2": 0.0},
+           "n_problems": 8, "wilson_low": 0.2, "wilson_high": 0.8}  # fmt: skip
+    text = table.insert(f"a\n{table.BEGIN}\nold\n{table.END}\nb", table.render([row]))
+    assert "| `lab-s` | greedy | 50.0 | 20.0 to 80.0 | 8 | 100.0 | 0.0 |" in text
+    assert "old" not in text
+    assert table.insert(text, table.render([row])) == text
+    with pytest.raises(ValueError, match="once each"):
+        table.insert("nothing", "table")
+
+
+def test_readme_has_the_markers():
+    assert table.insert(table.README.read_text(), "x")
+
+
+# What is shipped
+
+
+@pytest.mark.parametrize("name", [n for n in SHIPPED if n != prm.NAME])
+def test_shipped_models_load_and_end_their_answers(name):
+    folder = MODELS / name
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.num_parameters() == SIZED[name]
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    problem = lab_words.problems("test", 1)[0]
+    ids = tokenizer(lab_words.prompt(problem), return_tensors="pt")["input_ids"]
+    made = model.generate(input_ids=ids, max_new_tokens=60)[0, ids.shape[1] :]
+    assert made[-1] == tokenizer.eos_token_id
+    assert lab_words.extract_answer(tokenizer.decode(made)) is not None
+
+
+SIZED = {"lab-xs": 319_296, "lab-s": 1_077_504, "lab-m": 2_575_104, "lab-l": 10_192_000}
+
+
+@pytest.mark.skipif(prm.NAME not in SHIPPED, reason="the reward model is not in this copy")
+def test_shipped_reward_model_prefers_right_steps():
+    folder = MODELS / prm.NAME
+    assert json.loads((folder / "config.json").read_text())["isoquant_reward"]["read_at"] == "\n"
+    assert (
+        AutoModel.from_pretrained(folder).config.hidden_size
+        == load_file(folder / "head.safetensors")["weight"].shape[1]
+    )
+    problems = lab_words.problems("test", 40)
+    wrong = [p.solution.replace("=", "=7", 1) for p in problems]
+    texts = [p.solution for p in problems] + wrong
+    labels = [lab_words.step_labels(p, t) for p, t in zip(problems * 2, texts, strict=True)]
+    scores = prm.score(prm.load(), [lab_words.prompt(p) for p in problems] * 2, texts, labels)
+    assert prm.auc(np.concatenate(scores), np.concatenate(labels)) > 0.9
+
+
+def test_all_models_share_one_tokenizer_and_fit_the_budget():
+    files = {Path(MODELS / n / "tokenizer.json").read_bytes() for n in SHIPPED}
+    assert len(files) == 1
+    assert sum(f.stat().st_size for f in MODELS.rglob("*.safetensors")) <= 32 * 2**20
+
+
+def test_the_largest_recipe_is_ready():
+    size = SIZES["lab-l"]
+    tokenizer = load_tokenizer()
+    with torch.device("meta"):
+        model = LlamaForCausalLM(configuration("lab-l", len(tokenizer), 0, 1, 2))
+    assert model.num_parameters() >= 10_000_000
+    assert size.heads % size.kv_heads == 0
