@@ -5,7 +5,6 @@ Names of columns are checked against the live schema, values are bound; every qu
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -78,19 +77,7 @@ class RunQueries:
             f"SELECT {', '.join(names)} FROM runs WHERE state = '{JobState.SUCCEEDED}' AND {NOT_DELETED} "
             f"AND {x} IS NOT NULL AND {y} IS NOT NULL{condition}"
         )
-        rows = self._fetch_many(sql, values)
-        series = [list(series) for series in zip(*rows, strict=True)] if rows else [[] for _ in names]
-        return dict(zip(("x", "y", *columns), series, strict=True))
-
-    def _fetch_many(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Fetch with the garbage collector paused: 100,000 new tuples make it search them all several times over."""
-        paused = gc.isenabled()
-        gc.disable()
-        try:
-            return self._connection.execute(sql, values)
-        finally:
-            if paused:
-                gc.enable()
+        return dict(zip(("x", "y", *columns), self._connection.columns(sql, values, len(names)), strict=True))
 
     def facets(self, columns: Sequence[str], filters: Filters | None = None) -> dict[str, list[tuple[Any, int]]]:
         """What filters can offer: for each column its values among succeeded runs, with counts, most frequent first."""
