@@ -19,7 +19,7 @@ from jobs.pool import EnginePool
 from jobs.worker import Worker
 from spec.choices import JobState
 from spec.errors import SpecError, StoreError
-from spec.results import Phase
+from spec.results import Answered, Phase
 from spec.run_spec import RunSpec, TaskSpec
 from store import open_store
 from tests.fake_engine import answer
@@ -339,8 +339,11 @@ def test_two_databases_have_two_workers(store, tmp_path):
 def test_cancel_of_a_foreground_run_keeps_what_it_measured(store):
     lease, orders = store.jobs.start(spec("slow", 1000), "me"), Orders()
 
+    seen = []
+
     def stop_at_five(event):
-        orders.cancel = len(saved(store, lease.run_id)) >= 5
+        seen.extend([event.answer.problem_id] if isinstance(event, Answered) else [])
+        orders.cancel = len(seen) >= 5
 
     pool = EnginePool(lambda: EngineProcess(FAKE))
     ending = Attempt(store, lease, pool, orders=orders, on_event=stop_at_five).conduct()
@@ -348,7 +351,8 @@ def test_cancel_of_a_foreground_run_keeps_what_it_measured(store):
     assert ending.outcome is Outcome.CANCELLED
     run = store.runs.get(lease.run_id)
     assert run.state is JobState.CANCELLED
-    assert len(saved(store, lease.run_id)) >= 5
+    assert len(seen) >= 5
+    assert saved(store, lease.run_id) == seen
 
 
 def test_events_reach_the_watcher_in_order(store):
