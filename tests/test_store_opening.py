@@ -101,6 +101,15 @@ def another_program(path):
     raw.close()
 
 
+def another_program_that_was_killed(path):
+    """Its last commits lie in the log still; whoever opens the file in the usual way moves them."""
+    raw = connections.sqlite3.connect(f"{path}.live")
+    raw.executescript("PRAGMA journal_mode=WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+    for suffix in ("", "-wal"):
+        path.with_name(path.name + suffix).write_bytes(path.with_name(f"{path.name}.live{suffix}").read_bytes())
+    raw.close()
+
+
 def newer(path):
     open_store(path).close()
     raw = connections.sqlite3.connect(path)
@@ -117,6 +126,7 @@ def newer(path):
         (words, "is not a database"),
         (few_bytes, "is not a database"),
         (another_program, "database of another program"),
+        (another_program_that_was_killed, "database of another program"),
         (newer, "newer Isoquant"),
     ],
 )
