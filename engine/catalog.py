@@ -179,7 +179,7 @@ def _unknown(name: str, valid: list[str]) -> SpecError:
     if "did you mean" in str(error):
         return error
     return SpecError(
-        f"Unknown model {shorten(name)}; give a name from `isoquant models`, a folder (./my-model), or a hub id "
+        f"Unknown model {shorten(name)}; give a name from `python cli.py models`, a folder (./my-model), or a hub id "
         "(owner/name).",
         field="model",
     )

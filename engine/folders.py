@@ -17,7 +17,7 @@ def check_folder(path: Path) -> None:
     """Raise unless ``path`` is a model folder that loads without running code that came with it."""
     shown = shorten(str(path))
     if not path.exists():
-        raise ModelError(f"There is no folder {shown}; check the path, or list models with `isoquant models`.")
+        raise ModelError(f"There is no folder {shown}; check the path, or list models with `python cli.py models`.")
     if not path.is_dir():
         raise ModelError(f"{shown} is not a folder; give the folder that holds config.json and *.safetensors.")
     config = read_config(path)

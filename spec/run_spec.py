@@ -119,7 +119,8 @@ class RunSpec:
             or "\0" in self.model
         ):
             raise SpecError(
-                f"model must be a name, a folder or a hub id, not {shorten(self.model)}; `python cli.py models` lists some.",
+                f"model must be a name, a folder or a hub id, not {shorten(self.model)}; "
+                "`python cli.py models` lists some.",
                 field="model",
             )
         validate(self, "spec")

@@ -15,4 +15,4 @@ class NotFound(StoreError):
 
 def no_run(run_id: object) -> NotFound:
     """The error for a run id that is not there."""
-    return NotFound(f"There is no run {shorten(run_id)} here; `isoquant runs list` shows those there are.")
+    return NotFound(f"There is no run {shorten(run_id)} here; `python cli.py runs list` shows those there are.")
