@@ -1,4 +1,4 @@
-"""Our own GPU kernels; see docs/decisions.md for why this file holds a docstring and nothing else.
+"""Our own GPU kernels; docs/decisions.md says why this file holds a docstring and nothing else.
 
-A top-level ``kernels`` shadows a package of that name that transformers probes for: no ``__version__``, no imports here.
+A top-level ``kernels`` shadows a package of that name that transformers probes for: no ``__version__``, no imports.
 """
