@@ -80,7 +80,7 @@ def generate(index: int, level: int, split: str) -> Problem:
     graph, seed = _locate(index, level, split)
     rng = random.Random(f"{seed} wording")
     sentences = [q.sentence for q in graph.quantities if q.sentence]
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         rng.shuffle(sentences)
     question = " ".join([*sentences, graph.question])
     solution = write_solution(graph, rng)

@@ -233,7 +233,7 @@ class Builder:
         used = [i for i, q in enumerate(self.graph.quantities) if i not in sinks]
         must_join = len(sinks) > left + 1
         draw = rng.random()
-        if not sinks or (not must_join and len(sinks) <= left and draw < 0.14):
+        if not sinks or (not must_join and len(sinks) <= left and draw < 0.06):
             parents: list[int] = []
             if rng.random() < 0.3:
                 new = self.from_two_numbers()
@@ -241,10 +241,10 @@ class Builder:
                 item = rng.choice([None, None, self.items[-2]])
                 start = self.given(rng.choice((1, 1, 2, 3, 4, 5, 6, 8, 10, 12)), item)
                 new = None if start is None else self.derive(start)
-        elif must_join or (len(sinks) > 1 and draw < 0.32):
+        elif must_join or (len(sinks) > 1 and draw < 0.2):
             parents = rng.sample(sinks, 3 if len(sinks) > 2 and rng.random() < 0.3 else 2)
             new = self.combine(parents, left == 0)
-        elif used and draw < 0.42:
+        elif used and draw < 0.25:
             parents = [rng.choice(sinks)]
             new = self.combine([*parents, rng.choice(used)], left == 0)
         else:
@@ -261,9 +261,9 @@ class Builder:
     def distract(self) -> None:
         """Up to three sentences that the answer does not need: other quantities or idle numbers."""
         rng = self.rng
-        for _ in range(rng.choices((0, 1, 2, 3), (52, 34, 12, 2))[0]):
+        for _ in range(rng.choices((0, 1, 2, 3), (60, 30, 9, 1))[0]):
             count = len(self.graph.quantities)
-            if rng.random() < 0.3 and self.graph.quantities[pick := rng.randrange(count)].owner:
+            if rng.random() < 0.2 and self.graph.quantities[pick := rng.randrange(count)].owner:
                 self.compare(pick)
             else:
                 self.given()
