@@ -96,7 +96,7 @@ def _model() -> str:
         help="A built-in model, an architecture with random weights (shape:), or type a folder (./my-model) or a "
         "Hugging Face hub id (owner/name).",
     )
-    st.caption(offers.model_line(name) if name else "Choose a model, or type a folder or hub id.")
+    st.caption((offers.model_line(name) if name else "") or "Choose a model, or type a folder or hub id.")
     return name or ""
 
 

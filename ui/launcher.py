@@ -24,7 +24,7 @@ def show(store: Store, spec: RunSpec | None) -> None:
     """Draw it; a click queues the run and puts its id into the URL."""
     expected = estimate.estimate(store, spec) if spec else None
     same = store.runs.find_same(spec.key(), fingerprint()["hardware_id"]) if spec else []
-    if same:
+    if same and same[0]["run_id"] != st.query_params.get("run"):  # that one is on the page already
         _measured_before(same[0])
     label = "Run again" if same else "Run"
     blocked = expected is None or expected.fit is Fit.NO

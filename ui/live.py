@@ -131,7 +131,7 @@ def working(row: dict[str, Any]) -> None:
     if row["checked"]:
         low, high = wilson(row["correct"], row["checked"])
         share = row["correct"] / row["checked"]
-        st.html(interval_svg(share, low, high))
+        st.html(interval_bar(share, low, high))
         st.caption(f"Accuracy so far {percent(share, low, high)}, n = {row['checked']}")
     st.caption(f"{si(row['tok_s'], 'tokens/s')}  ·  {phase}" if row["tok_s"] is not None else phase)
 
@@ -153,18 +153,19 @@ def stalled(store: Store, row: dict[str, Any], job: Any) -> bool:
     return quiet and (holder is None or not holder.alive)
 
 
-def interval_svg(share: float, low: float, high: float) -> str:
+def interval_bar(share: float, low: float, high: float) -> str:
     """A share on a scale from 0 to 100 % with its interval; numbers only, so nothing of a user's text is in it."""
-    ticks = "".join(
-        f"<line x1='{x}' x2='{x}' y1='4' y2='20' stroke='currentColor' stroke-opacity='.18'/>"
-        for x in (1, 25, 50, 75, 99)
+    tick = (
+        "<div style='position:absolute;left:{x}%;top:0;width:1px;height:14px;background:rgba(128,140,155,.45)'></div>"
     )
+    ticks = "".join(tick.format(x=x) for x in (25, 50, 75))
     return (
-        "<svg role='img' aria-label='accuracy so far with its interval' viewBox='0 0 100 24' width='100%' height='26' "
-        f"preserveAspectRatio='none'>{ticks}"
-        f"<line x1='{100 * low:.2f}' x2='{100 * high:.2f}' y1='12' y2='12' stroke='#0072B2' stroke-width='7' "
-        "stroke-opacity='.45'/>"
-        f"<line x1='{100 * share:.2f}' x2='{100 * share:.2f}' y1='5' y2='19' stroke='#0072B2' stroke-width='1'/></svg>"
+        f"<div role='img' aria-label='accuracy so far: {share:.0%}, interval {low:.0%} to {high:.0%}' "
+        "style='position:relative;height:14px;border-radius:3px;background:rgba(128,140,155,.16)'>"
+        f"{ticks}<div style='position:absolute;left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%;top:4px;height:6px;"
+        "border-radius:3px;background:#3D94D1'></div>"
+        f"<div style='position:absolute;left:calc({100 * share:.1f}% - 2px);top:0;width:4px;height:14px;"
+        "border-radius:2px;background:#E69F00'></div></div>"
     )
 
 

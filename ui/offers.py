@@ -37,11 +37,11 @@ def default_model(available: list[ModelInfo]) -> str:
 
 
 def model_line(name: str) -> str:
-    """One line on a model: size, saved format, what it is; the reason where it cannot be used."""
+    """One line on a model: size, saved format, what it is; nothing where it cannot be used, which the form says."""
     try:
         info = describe(name)
-    except IsoquantError as error:
-        return str(error)
+    except IsoquantError:
+        return ""
     parts = [f"{count(info.parameters)} parameters" if info.parameters else ""]
     parts.append(f"saved in {info.dtype}" if info.dtype else "")
     if info.kind == "shape":
