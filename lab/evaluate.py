@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from tasks import lab_words
 from tasks.problem import Problem
@@ -30,21 +30,43 @@ class Sampler:
     @torch.inference_mode()
     def complete(self, prompts: list[str], temperature: float, seed: int, batch: int = 128) -> list[str]:
         """One completion per prompt, without the end token; temperature 0 is greedy."""
-        torch.manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         out = [""] * len(prompts)
         for at in tqdm(range(0, len(order), batch), "sampling", leave=False):
             rows = order[at : at + batch]
-            inputs = self.tokenizer([prompts[i] for i in rows], return_tensors="pt", padding=True).to(self.device)
-            options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
-            made = self.model.generate(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                max_new_tokens=MAX_NEW_TOKENS, **options,
-            )  # fmt: skip
-            texts = self.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for i, text in zip(rows, texts, strict=True):
+            made = self._generate([prompts[i] for i in rows], temperature, generator)
+            for i, text in zip(rows, self.tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
                 out[i] = text
         return out
+
+    def _generate(self, prompts: list[str], temperature: float, generator: torch.Generator) -> list[list[int]]:
+        """Token ids per prompt; finished rows leave the batch and its cache: a long answer holds up no others."""
+        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.device)
+        ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache()
+        alive = torch.arange(len(prompts), device=self.device)
+        made: list[list[int]] = [[] for _ in prompts]
+        for _ in range(MAX_NEW_TOKENS):
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            ).logits[:, -1]
+            if temperature:
+                chosen = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            else:
+                chosen = logits.argmax(-1)
+            for row, token in zip(alive.tolist(), chosen.tolist(), strict=True):
+                made[row].append(token)
+            going = chosen != self.tokenizer.eos_token_id
+            if not going.all():
+                keep = going.nonzero()[:, 0]
+                if not len(keep):
+                    break
+                cache.batch_select_indices(keep)
+                alive, mask, chosen = alive[keep], mask[keep], chosen[keep]
+            ids = chosen[:, None]
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
+        return made
 
 
 def right(problem: Problem, text: str) -> bool:

@@ -51,7 +51,7 @@ SIZES = {
         hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=9_500_000, learning_rate=3e-3, grow_from="lab-xs",
     ),
     "lab-m": Size(
-        hidden=192, layers=6, heads=6, kv_heads=3, mlp=512, tokens=3_500_000, learning_rate=1.5e-3, grow_from="lab-s",
+        hidden=192, layers=6, heads=6, kv_heads=3, mlp=512, tokens=5_400_000, learning_rate=1.5e-3, grow_from="lab-s",
         drills=48_000,
     ),
     "lab-l": Size(

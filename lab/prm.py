@@ -31,12 +31,12 @@ from tasks.problem import Problem
 NAME = "lab-prm"
 TRUNK = "lab-s"
 SAMPLED = ("lab-xs", "lab-s", "lab-m")
-PROBLEMS = 2000
+PROBLEMS = 1200
 SAMPLES = 4
 TEMPERATURE = 0.9
 # Training problems far beyond those that the models were trained on.
 FIRST_INDEX = 1_000_000
-RECIPE = Size(hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=4_000_000, learning_rate=1.5e-3)
+RECIPE = Size(hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=2_200_000, learning_rate=1.5e-3)
 SEED = 40
 
 
@@ -71,7 +71,7 @@ def sample(model: str, device: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         chosen = [p for p in problems() for _ in range(SAMPLES)]
         sampler = Sampler(MODELS / model, device)
-        texts = sampler.complete([lab_words.prompt(p) for p in chosen], TEMPERATURE, SEED)
+        texts = sampler.complete([lab_words.prompt(p) for p in chosen], TEMPERATURE, SEED, batch=256)
         rows = [
             {"id": p.id, "text": t, "labels": lab_words.step_labels(p, t)} for p, t in zip(chosen, texts, strict=True)
         ]
