@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spec.errors import ModelError, UnsafeModelError, shorten
+from spec.errors import ModelError, UnsafeModelError, shorten_path
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 INDEX = "model.safetensors.index.json"
@@ -15,7 +15,7 @@ SINGLE = "model.safetensors"
 
 def check_folder(path: Path) -> None:
     """Raise unless ``path`` is a model folder that loads without running code that came with it."""
-    shown = shorten(str(path))
+    shown = shorten_path(path)
     if not path.exists():
         raise ModelError(f"There is no folder {shown}; check the path, or list models with `python cli.py models`.")
     if not path.is_dir():
@@ -41,12 +41,12 @@ def weight_files(path: Path) -> list[Path]:
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     if any(n.endswith(PICKLES) for n in names):
         raise UnsafeModelError(
-            f"{shorten(str(path))} holds its weights as a pickle, which can run code when it is read; save them as "
+            f"{shorten_path(path)} holds its weights as a pickle, which can run code when it is read; save them as "
             "safetensors first (model.save_pretrained does)."
         )
     if any(n.endswith(".gguf") for n in names):
-        raise ModelError(f"{shorten(str(path))} holds GGUF weights; give the model's safetensors folder instead.")
-    raise ModelError(f"{shorten(str(path))} holds no weights; a model folder needs {SINGLE} or {INDEX}.")
+        raise ModelError(f"{shorten_path(path)} holds GGUF weights; give the model's safetensors folder instead.")
+    raise ModelError(f"{shorten_path(path)} holds no weights; a model folder needs {SINGLE} or {INDEX}.")
 
 
 def _indexed(path: Path) -> list[Path]:
@@ -61,7 +61,7 @@ def _indexed(path: Path) -> list[Path]:
             f"{INDEX} names files outside its folder or other than safetensors; save the model again."
         )
     if missing := [n for n in names if not (path / n).is_file()]:
-        raise ModelError(f"{shorten(str(path))} lacks {missing[0]}, which {INDEX} names; download or save it again.")
+        raise ModelError(f"{shorten_path(path)} lacks {missing[0]}, which {INDEX} names; download or save it again.")
     return [path / n for n in names]
 
 
@@ -70,12 +70,12 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
     configs = [config] + ([_read_object(path, tokenizer.name, "save it again.")] if tokenizer.is_file() else [])
     if any("auto_map" in c for c in configs):
         raise UnsafeModelError(
-            f"{shorten(str(path))} needs code of its own (auto_map) to be loaded, and Isoquant never runs code that "
+            f"{shorten_path(path)} needs code of its own (auto_map) to be loaded, and Isoquant never runs code that "
             "comes with a model; choose one whose architecture transformers has built in."
         )
     if any("/" in str(config.get(key, "")) for key in ("_attn_implementation", "attn_implementation")):
         raise UnsafeModelError(
-            f"The config of {shorten(str(path))} asks for an attention kernel from the hub, and Isoquant never runs "
+            f"The config of {shorten_path(path)} asks for an attention kernel from the hub, and Isoquant never runs "
             "code that comes with a model; remove that entry from config.json."
         )
 
@@ -83,11 +83,11 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
 def _read_object(path: Path, name: str, advice: str) -> dict[str, Any]:
     file = path / name
     if not file.is_file():
-        raise ModelError(f"{shorten(str(path))} has no {name}; {advice}")
+        raise ModelError(f"{shorten_path(path)} has no {name}; {advice}")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name} in {shorten(str(path))} cannot be read ({type(error).__name__}); {advice}") from None
+        raise ModelError(f"{name} in {shorten_path(path)} cannot be read ({type(error).__name__}); {advice}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{name} in {shorten(str(path))} is not a JSON object; {advice}")
+        raise ModelError(f"{name} in {shorten_path(path)} is not a JSON object; {advice}")
     return value

@@ -24,7 +24,7 @@ from engine.random_weights import fill
 from engine.sizes import ModelSizes, context_of
 from engine.tokenizers import SyntheticTokenizer, Tokenizer, load_tokenizer
 from spec.choices import Attention, Dtype
-from spec.errors import DoesNotFitError, ModelError, SpecError, shorten
+from spec.errors import DoesNotFitError, ModelError, SpecError, shorten, shorten_path
 from spec.run_spec import RunSpec
 
 KEEP = 3
@@ -165,7 +165,7 @@ def read_weights(
 
     A weight that the model needs and the files lack is an error: transformers would make it up.
     """
-    shown = shorten(str(folder))
+    shown = shorten_path(folder)
     try:
         model, report = auto_class.from_pretrained(
             str(folder),

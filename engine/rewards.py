@@ -28,7 +28,7 @@ from engine.models import FITS_ADVICE, ModelHost, fingerprint, read_weights, sha
 from engine.sizes import context_of
 from engine.tokenizers import ModelTokenizer, load_tokenizer
 from spec.choices import Attention, Dtype
-from spec.errors import ModelError, shorten
+from spec.errors import ModelError, shorten, shorten_path
 
 HEAD_FILE = "head.safetensors"
 STEP_END = "\n"
@@ -173,9 +173,9 @@ def _read_head(folder: Path, device: torch.device, hidden: int) -> tuple[torch.T
         weight, bias = tensors["weight"].float(), tensors["bias"].float()
     except Exception as error:
         raise ModelError(
-            f"{HEAD_FILE} in {shorten(str(folder))} cannot be read ({type(error).__name__}); a step reward model "
+            f"{HEAD_FILE} in {shorten_path(folder)} cannot be read ({type(error).__name__}); a step reward model "
             "needs it."
         ) from None
     if weight.shape != (1, hidden) or bias.shape != (1,):
-        raise ModelError(f"{HEAD_FILE} in {shorten(str(folder))} must hold weight [1, {hidden}] and bias [1].")
+        raise ModelError(f"{HEAD_FILE} in {shorten_path(folder)} must hold weight [1, {hidden}] and bias [1].")
     return weight.to(device), bias.to(device)

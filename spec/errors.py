@@ -65,6 +65,12 @@ def shorten(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def shorten_path(path: object, limit: int = 80) -> str:
+    """Like ``shorten``, but cut at the front: a path is told apart by its end."""
+    text = repr(str(path))
+    return text if len(text) <= limit else f"'…{text[-(limit - 2) :]}"
+
+
 def unknown(kind: str, name: str, valid: Iterable[str], field: str | None = None) -> SpecError:
     """The error for a name that is not in ``valid``: names the nearest valid one, or lists them all."""
     options = sorted(str(v) for v in valid)

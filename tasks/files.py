@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spec.errors import InputError, shorten
+from spec.errors import InputError, shorten_path
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_LINE_BYTES = 2**20
@@ -28,7 +28,7 @@ class BadLine(Exception):
 def read_bytes(path: str, limit: int = MAX_FILE_BYTES) -> bytes:
     """The content of a file; raises InputError for what is no readable, non-empty file of at most ``limit`` bytes."""
     file = Path(os.path.expanduser(path))
-    name = shorten(path)
+    name = shorten_path(path)
     try:
         if file.is_dir():
             raise InputError(f"{name} is a folder; give a file.")
@@ -58,10 +58,10 @@ def read_text(path: str, limit: int = MAX_FILE_BYTES) -> str:
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{shorten(path)} is not UTF-8 (line {line}); save it as UTF-8.") from None
+        raise InputError(f"{shorten_path(path)} is not UTF-8 (line {line}); save it as UTF-8.") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{shorten(path)} is not a text file (NUL character in line {line}).")
+        raise InputError(f"{shorten_path(path)} is not a text file (NUL character in line {line}).")
     return text
 
 
@@ -109,4 +109,4 @@ def _complaint(path: str, bad: list[str], usable: int) -> str:
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     way_out = "fix them, or leave them out with --skip-bad" if usable else "no line is usable"
     plural = "s" if len(bad) > 1 else ""
-    return f"{shorten(path)} has {len(bad)} bad line{plural} ({'; '.join(bad[:SHOWN])}{more}): {way_out}."
+    return f"{shorten_path(path)} has {len(bad)} bad line{plural} ({'; '.join(bad[:SHOWN])}{more}): {way_out}."

@@ -91,3 +91,12 @@ def test_units_are_in_the_names():
 def test_final_states():
     assert {s for s in JobState if s.is_final} == FINAL_STATES
     assert not JobState.CANCELLING.is_final
+
+
+def test_a_long_path_keeps_its_end():
+    from spec.errors import shorten, shorten_path
+
+    path = "/very" * 40 + "/train.jsonl"
+    assert shorten_path(path).endswith("/train.jsonl'")
+    assert len(shorten_path(path)) == len(shorten(path)) == 80
+    assert shorten_path("a\n.txt") == "'a\\n.txt'"
