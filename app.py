@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 import streamlit as st  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
 from ui import routes  # noqa: E402
@@ -24,11 +25,11 @@ from ui import routes  # noqa: E402
 
 @asynccontextmanager
 async def lifespan(_app: st.App) -> AsyncIterator[None]:
-    """Opens the database, imports what the pages need, and hides all of it from the garbage collector."""
+    """Imports what the pages need, opens the database, and hides all of it from the garbage collector."""
     from ui import boot
 
-    boot.open_database()
     boot.preload()
+    boot.open_database()
     gc.collect()
     gc.freeze()
     yield
@@ -42,6 +43,7 @@ app = st.App(
         Route("/r/{run_id}", routes.permalink),
         Route(routes.SCRIPT_PATH, routes.plotly_script),
     ],
+    middleware=[Middleware(routes.EarlyScript)],
 )
 
 

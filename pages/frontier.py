@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from ui import data, explorer, live, tour
+from ui import controls, data, explorer, live, tour
 
 st.title("Frontier")
 live.strip()
 with data.store() as store:
     if store.runs.count({"state": "succeeded"}):
-        view = explorer.controls(store)
+        view = controls.show(store)
         explorer.chart(store, view)
         explorer.details(store, view)
     else:

@@ -90,6 +90,13 @@ def test_points_of_another_kind_are_hollow():
     assert members["marker"]["symbol"] == ["circle", "circle-open"]
 
 
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_hardly_any_points_make_a_figure_too(n):
+    points = {f: getattr(picture(2).points, f)[:n] for f in Points.__slots__}
+    shown = picture(2, points=Points(**points), frontier=np.arange(n), dominated=np.arange(0), labels=["one"] * n)
+    valid(frontier_figure(shown))
+
+
 def test_many_points_are_drawn_by_the_gpu():
     figure = json.loads(frontier_figure(picture(4000)))
     assert any(t["type"] == "scattergl" for t in figure["data"])

@@ -47,19 +47,23 @@ def check_port(port: int) -> None:
             raise OSError(f"Port {port} is in use; stop what uses it, or choose another: PORT={port + 1}.") from None
 
 
-def open_database() -> None:
-    """Make or upgrade the database; where that fails the pages say why, so the app starts all the same."""
-    from spec.errors import StoreError
-    from store import open_store
-
-    try:
-        with open_store():
-            pass
-    except StoreError as error:
-        print(error, file=sys.stderr, flush=True)
-
-
 def preload() -> None:
     """Import now what the first visitor would otherwise wait for."""
     for name in PRELOADED:
         importlib.import_module(name)
+
+
+def open_database() -> None:
+    """Make or upgrade the database and read what the first page shows.
+
+    Where that fails the pages say why, so the app starts all the same.
+    """
+    from spec.errors import StoreError
+    from ui import data
+    from ui.view import View
+
+    try:
+        with data.store() as store:
+            data.figure(store, View())
+    except StoreError as error:
+        print(error, file=sys.stderr, flush=True)

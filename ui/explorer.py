@@ -1,9 +1,8 @@
-"""The frontier page's parts: controls in the sidebar, the chart, and below it what was selected."""
+"""The frontier page below its controls: the chart, the pinned run, the table of what was selected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,117 +10,16 @@ import streamlit as st
 
 from analysis.explain import Point, why_dominated
 from analysis.format import SHARES, measure_text
-from spec.measures import MEASURES, Measure
+from spec.measures import MEASURES
 from store import NotFound, Store
 from ui import components, data, export, frontier
-from ui.frontier import Choice, Selection
+from ui.controls import change_view, reset_view
+from ui.frontier import Selection
 from ui.plot import plot
-from ui.view import AXES, EVERYTHING, View, log_by_default
+from ui.view import View
 
 HEIGHT = 470
 TABLE_ROWS = 500
-SEEN = "frontier_link"
-
-
-def read_view() -> View:
-    """The view of the URL; widgets are set anew when the URL has changed by itself (a link, the back button)."""
-    params = {name: st.query_params.get_all(name) for name in st.query_params}
-    if params != st.session_state.get(SEEN):
-        view, complaints = View.from_params(params)
-        st.session_state["frontier_complaints"] = complaints
-        for key in [k for k in st.session_state if str(k).startswith("fr_")]:
-            del st.session_state[key]
-        st.session_state["frontier_view"] = view
-        st.session_state[SEEN] = params
-    return st.session_state["frontier_view"]
-
-
-def write_view(view: View) -> None:
-    """Put the view into the URL, so that the address is a permalink."""
-    params = view.to_params()
-    if params != st.session_state.get(SEEN):
-        st.query_params.from_dict(params)
-    st.session_state["frontier_view"], st.session_state[SEEN] = view, params
-
-
-def controls(store: Store) -> View:
-    """Axes and filters; returns the view they describe, which is then in the URL too."""
-    view = read_view()
-    with st.sidebar:
-        x, log_x = _axis("Across", "x", view.x, view.log_x)
-        y, log_y = _axis("Up", "y", view.y, view.log_y)
-        view = replace(view, x=x, y=y, log_x=log_x, log_y=log_y)
-        _, offered = data.points(store, view)
-        view = _filters(view, offered, store.runs.hardware())
-    for complaint in st.session_state.pop("frontier_complaints", ()):
-        st.warning(components.plain(complaint), icon=":material/link_off:")
-    write_view(view)
-    return view
-
-
-def _axis(label: str, axis: str, name: str, log: bool | None) -> tuple[str, bool]:
-    names = [m.name for m in AXES]
-    chosen = st.selectbox(
-        label,
-        names,
-        index=names.index(name),
-        format_func=lambda n: _axis_label(MEASURES[n]),
-        key=f"fr_{axis}",
-        help=MEASURES[name].formula,
-    )
-    value = log if log is not None and chosen == name else log_by_default(MEASURES[chosen])
-    is_log = st.toggle("Log scale", value, key=f"fr_log_{axis}_{chosen}")
-    return chosen, is_log
-
-
-def _axis_label(measure: Measure) -> str:
-    return f"{measure.label} ({measure.unit})" if measure.unit else measure.label
-
-
-def _filters(view: View, offered: Choice, hardware: dict[str, str]) -> View:
-    task = _one_of("Task", "task", offered.tasks, view.task, offered.task, {})
-    machine = _one_of("Hardware", "hw", offered.hardware, view.hardware, offered.machine, _unique(hardware))
-    models = _some_of("Models", "models", offered.models, view.models)
-    strategies = _some_of("Strategies", "strategies", offered.strategies, view.strategies)
-    precisions = _some_of("Precision", "precisions", offered.precisions, view.precisions)
-    return replace(
-        view,
-        task=None if task == offered.task else task,
-        hardware=None if machine == offered.machine else machine,
-        models=models,
-        strategies=strategies,
-        precisions=precisions,
-    )
-
-
-def _one_of(
-    label: str, key: str, found: list[str], chosen: str | None, usual: str | None, names: dict[str, str]
-) -> str | None:
-    """One value, or all of them mixed; nothing to choose among fewer than two."""
-    if len(found) < 2 and chosen in (None, usual):
-        return usual
-    options = [*found, EVERYTHING]
-    if chosen is not None and chosen not in options:
-        options.insert(0, chosen)
-    return st.selectbox(
-        label,
-        options,
-        index=options.index(chosen or usual or EVERYTHING),
-        format_func=lambda v: f"All, mixed ({len(found)})" if v == EVERYTHING else names.get(v, v),
-        key=f"fr_{key}",
-        help="Runs of one kind are compared with each other; mixing kinds is possible and marked.",
-    )
-
-
-def _some_of(label: str, key: str, found: list[str], chosen: tuple[str, ...]) -> tuple[str, ...]:
-    options = list(dict.fromkeys([*found, *chosen]))
-    return tuple(st.multiselect(label, options, list(chosen), key=f"fr_{key}", placeholder="all"))
-
-
-def _unique(hardware: dict[str, str]) -> dict[str, str]:
-    """Names of machines, with a piece of the id where two share a name."""
-    names = list(hardware.values())
-    return {k: v if names.count(v) == 1 else f"{v} [{k[:4]}]" for k, v in hardware.items()}
 
 
 def chart(store: Store, view: View) -> None:
@@ -145,22 +43,13 @@ def chart(store: Store, view: View) -> None:
         alt=alt(shown),
         height=HEIGHT,
         filename=f"frontier-{view.y}-{view.x}",
-        on_click=lambda run_id: _change(run=run_id),
-        on_box=lambda box: _change(box=box),
+        on_click=lambda run_id: change_view(run=run_id),
+        on_box=lambda box: change_view(box=box),
     )
 
 
 def _without_values(store: Store, points: int) -> int:
     return store.runs.count({"state": "succeeded"}) - points
-
-
-def _change(**changes: Any) -> None:
-    """Change the view from a callback, which runs before the page does."""
-    view: View = replace(st.session_state["frontier_view"], **changes)
-    st.session_state["frontier_view"] = view
-    params = view.to_params()
-    st.query_params.from_dict(params)
-    st.session_state[SEEN] = params
 
 
 def sentence(shown: Selection, view: View, left_out: int) -> str:
@@ -198,12 +87,7 @@ def empty(view: View) -> None:
         icon=":material/filter_alt_off:",
     )
     if view != View():
-        st.button("Show everything", on_click=_reset, icon=":material/restart_alt:")
-
-
-def _reset() -> None:
-    st.query_params.clear()
-    st.session_state.pop(SEEN, None)
+        st.button("Show everything", on_click=reset_view, icon=":material/restart_alt:")
 
 
 def details(store: Store, view: View) -> None:
@@ -222,7 +106,7 @@ def _pinned(store: Store, view: View, shown: Selection) -> None:
             run = store.runs.get(run_id, samples=False)
         except NotFound as error:
             st.warning(components.plain(error), icon=":material/search_off:")
-            st.button("Unpin", on_click=_change, kwargs={"run": None}, icon=":material/close:")
+            st.button("Unpin", on_click=change_view, kwargs={"run": None}, icon=":material/close:")
             return
         words, buttons = st.columns([4, 1], vertical_alignment="center")
         row = frontier.find(shown, run_id)
@@ -233,7 +117,7 @@ def _pinned(store: Store, view: View, shown: Selection) -> None:
             st.page_link(
                 components.RUNS_PAGE, label="Look inside", icon=":material/table_rows:", query_params={"run": run_id}
             )
-            st.button("Unpin", on_click=_change, kwargs={"run": None}, icon=":material/close:", key="unpin")
+            st.button("Unpin", on_click=change_view, kwargs={"run": None}, icon=":material/close:", key="unpin")
 
 
 def verdict(store: Store, view: View, shown: Selection, row: int | None) -> str:
@@ -265,7 +149,7 @@ def _table(store: Store, view: View, shown: Selection) -> None:
         hint = "" if view.box else " Drag a box on the chart to select; click a point to pin it."
         st.caption(f"{what}{more}.{hint}", width="stretch")
         if view.box:
-            st.button("Clear", on_click=_change, kwargs={"box": None}, icon=":material/close:")
+            st.button("Clear", on_click=change_view, kwargs={"box": None}, icon=":material/close:")
         with st.popover("Export", icon=":material/download:"):
             export.buttons(store, rows, view)
     listed = rows.head(TABLE_ROWS)
@@ -309,6 +193,6 @@ def columns_of(rows: pd.DataFrame, shown: Selection, hardware: dict[str, str]) -
 def _picker(ids: list[str]) -> Callable[[], None]:
     def pick() -> None:
         chosen = st.session_state["frontier_table"]["selection"]["rows"]
-        _change(run=ids[chosen[0]] if chosen else None)
+        change_view(run=ids[chosen[0]] if chosen else None)
 
     return pick

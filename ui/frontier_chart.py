@@ -270,6 +270,8 @@ def _spaced_labels(picture: Picture) -> list[str]:
 
 def _places(every: NDArray[np.float64], some: NDArray[np.float64], log: bool) -> NDArray[np.float64]:
     """Where values lie along their axis, from 0 to 1."""
+    if not every.size:
+        return some
     scale = (lambda v: np.log10(np.maximum(v, 1e-300))) if log else (lambda v: v)
     low, high = float(np.min(scale(every))), float(np.max(scale(every)))
     found: NDArray[np.float64] = (scale(some) - low) / ((high - low) or 1.0)

@@ -155,17 +155,16 @@ def stalled(store: Store, row: dict[str, Any], job: Any) -> bool:
 
 def interval_bar(share: float, low: float, high: float) -> str:
     """A share on a scale from 0 to 100 % with its interval; numbers only, so nothing of a user's text is in it."""
-    tick = (
-        "<div style='position:absolute;left:{x}%;top:0;width:1px;height:14px;background:rgba(128,140,155,.45)'></div>"
-    )
-    ticks = "".join(tick.format(x=x) for x in (25, 50, 75))
+    grey = "rgba(128,140,155"
+    tick = f"<div style='position:absolute;left:{{}}%;top:0;width:1px;height:14px;background:{grey},.45)'></div>"
+    ticks = "".join(tick.format(x) for x in (25, 50, 75))
+    reach = f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%;top:4px;height:6px;border-radius:3px"
+    at = f"left:calc({100 * share:.1f}% - 2px);top:0;width:4px;height:14px;border-radius:2px"
     return (
         f"<div role='img' aria-label='accuracy so far: {share:.0%}, interval {low:.0%} to {high:.0%}' "
-        "style='position:relative;height:14px;border-radius:3px;background:rgba(128,140,155,.16)'>"
-        f"{ticks}<div style='position:absolute;left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%;top:4px;height:6px;"
-        "border-radius:3px;background:#3D94D1'></div>"
-        f"<div style='position:absolute;left:calc({100 * share:.1f}% - 2px);top:0;width:4px;height:14px;"
-        "border-radius:2px;background:#E69F00'></div></div>"
+        f"style='position:relative;height:14px;border-radius:3px;background:{grey},.16)'>{ticks}"
+        f"<div style='position:absolute;{reach};background:#3D94D1'></div>"
+        f"<div style='position:absolute;{at};background:#E69F00'></div></div>"
     )
 
 

@@ -1,0 +1,132 @@
+"""The frontier page's controls in the sidebar, and the view they describe, kept in the URL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from spec.measures import MEASURES, Measure
+from store import Store
+from ui import components, data
+from ui.frontier import Choice
+from ui.view import AXES, EVERYTHING, View, log_by_default
+
+SEEN = "frontier_link"
+
+
+def read_view() -> View:
+    """The view of the URL; widgets are set anew when the URL has changed by itself (a link, the back button)."""
+    params = {name: st.query_params.get_all(name) for name in st.query_params}
+    if params != st.session_state.get(SEEN):
+        view, complaints = View.from_params(params)
+        st.session_state["frontier_complaints"] = complaints
+        for key in [k for k in st.session_state if str(k).startswith("fr_")]:
+            del st.session_state[key]
+        st.session_state["frontier_view"] = view
+        st.session_state[SEEN] = params
+    return st.session_state["frontier_view"]
+
+
+def write_view(view: View) -> None:
+    """Put the view into the URL, so that the address is a permalink."""
+    params = view.to_params()
+    if params != st.session_state.get(SEEN):
+        st.query_params.from_dict(params)
+    st.session_state["frontier_view"], st.session_state[SEEN] = view, params
+
+
+def show(store: Store) -> View:
+    """Axes and filters; returns the view they describe, which is then in the URL too."""
+    view = read_view()
+    with st.sidebar:
+        x, log_x = _axis("Across", "x", view.x, view.log_x)
+        y, log_y = _axis("Up", "y", view.y, view.log_y)
+        view = replace(view, x=x, y=y, log_x=log_x, log_y=log_y)
+        _, offered = data.points(store, view)
+        view = _filters(view, offered, store.runs.hardware())
+    for complaint in st.session_state.pop("frontier_complaints", ()):
+        st.warning(components.plain(complaint), icon=":material/link_off:")
+    write_view(view)
+    return view
+
+
+def _axis(label: str, axis: str, name: str, log: bool | None) -> tuple[str, bool]:
+    names = [m.name for m in AXES]
+    chosen = st.selectbox(
+        label,
+        names,
+        index=names.index(name),
+        format_func=lambda n: _axis_label(MEASURES[n]),
+        key=f"fr_{axis}",
+        help=MEASURES[name].formula,
+    )
+    value = log if log is not None and chosen == name else log_by_default(MEASURES[chosen])
+    is_log = st.toggle("Log scale", value, key=f"fr_log_{axis}_{chosen}")
+    return chosen, is_log
+
+
+def _axis_label(measure: Measure) -> str:
+    return f"{measure.label} ({measure.unit})" if measure.unit else measure.label
+
+
+def _filters(view: View, offered: Choice, hardware: dict[str, str]) -> View:
+    task = _one_of("Task", "task", offered.tasks, view.task, offered.task, {})
+    machine = _one_of("Hardware", "hw", offered.hardware, view.hardware, offered.machine, _unique(hardware))
+    models = _some_of("Models", "models", offered.models, view.models)
+    strategies = _some_of("Strategies", "strategies", offered.strategies, view.strategies)
+    precisions = _some_of("Precision", "precisions", offered.precisions, view.precisions)
+    return replace(
+        view,
+        task=None if task == offered.task else task,
+        hardware=None if machine == offered.machine else machine,
+        models=models,
+        strategies=strategies,
+        precisions=precisions,
+    )
+
+
+def _one_of(
+    label: str, key: str, found: list[str], chosen: str | None, usual: str | None, names: dict[str, str]
+) -> str | None:
+    """One value, or all of them mixed; nothing to choose among fewer than two."""
+    if len(found) < 2 and chosen in (None, usual):
+        return usual
+    options = [*found, EVERYTHING]
+    if chosen is not None and chosen not in options:
+        options.insert(0, chosen)
+    return st.selectbox(
+        label,
+        options,
+        index=options.index(chosen or usual or EVERYTHING),
+        format_func=lambda v: f"All, mixed ({len(found)})" if v == EVERYTHING else names.get(v, v),
+        key=f"fr_{key}",
+        help="Runs of one kind are compared with each other; mixing kinds is possible and marked.",
+    )
+
+
+def _some_of(label: str, key: str, found: list[str], chosen: tuple[str, ...]) -> tuple[str, ...]:
+    options = list(dict.fromkeys([*found, *chosen]))
+    return tuple(st.multiselect(label, options, list(chosen), key=f"fr_{key}", placeholder="all"))
+
+
+def _unique(hardware: dict[str, str]) -> dict[str, str]:
+    """Names of machines, with a piece of the id where two share a name."""
+    names = list(hardware.values())
+    return {k: v if names.count(v) == 1 else f"{v} [{k[:4]}]" for k, v in hardware.items()}
+
+
+def change_view(**changes: Any) -> None:
+    """Change the view from a callback, which runs before the page does."""
+    view: View = replace(st.session_state["frontier_view"], **changes)
+    st.session_state["frontier_view"] = view
+    params = view.to_params()
+    st.query_params.from_dict(params)
+    st.session_state[SEEN] = params
+
+
+def reset_view() -> None:
+    """Back to the usual view."""
+    st.query_params.clear()
+    st.session_state.pop(SEEN, None)
