@@ -7,7 +7,7 @@ import streamlit as st
 from ui import data, form, launcher, live
 
 st.title("Run")
-left, right = st.columns([3, 2], gap="large")
+left, right = st.container(key="page_columns").columns([3, 2], gap="large")
 with left:
     spec = form.show()
 with right:

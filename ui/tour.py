@@ -17,7 +17,7 @@ from ui.theme import INK, MUTED, PALE
 
 def invitation(store: Store) -> None:
     """Explain a frontier in a picture and offer the tour."""
-    words, drawing = st.columns([1, 1], gap="large", vertical_alignment="center")
+    words, drawing = st.container(key="page_columns").columns([1, 1], gap="large", vertical_alignment="center")
     with words:
         st.markdown(
             "Each **point** is one way to run a model: its size, its number format, how it looks for an answer. "
