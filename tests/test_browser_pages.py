@@ -1,5 +1,6 @@
 """The pages in a real browser over stored runs: no worker needed."""
 
+import http.client
 import re
 import urllib.error
 import urllib.request
@@ -98,7 +99,12 @@ def test_a_click_pins_a_run_and_explains_it(page, served):
 def test_the_zoom_survives_an_update(page, served):
     go(page, "/")
     drawn(page)
-    page.evaluate("Plotly.relayout(document.querySelector('.js-plotly-plot'), {'yaxis.range': [0.4, 0.7]})")
+    at_first = ranges(page)
+    page.locator(".js-plotly-plot").hover()
+    page.locator(".modebar-btn[data-title='Zoom in']").click()
+    page.wait_for_function(
+        "first => document.querySelector('.js-plotly-plot').layout.yaxis.range[0] > first", arg=at_first[1][0]
+    )
     before = ranges(page)
     page.mouse.click(*position(page, served[1][30]))
     expect(page.get_by_text(re.compile("Beaten: |On the frontier: "))).to_be_visible()
@@ -169,6 +175,46 @@ def test_the_form_can_be_used_by_keyboard(page):
 def test_a_permalink_leads_to_the_run(page, served):
     go(page, f"/r/{served[1][3]}")
     expect(page.get_by_text(f"run {served[1][3]}", exact=False)).to_be_visible()
+
+
+def handshake(port, host, origin):
+    """The status a WebSocket is answered with."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("GET", "/_stcore/stream", skip_host=True)
+    headers = {"Host": host, "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    headers |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "streamlit"}
+    for name, value in (headers | ({"Origin": origin} if origin else {})).items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:{}", "http://127.0.0.1:{}", 101),
+        ("localhost:{}", "http://localhost:{}", 101),
+        ("127.0.0.1:{}", "http://evil.example", 403),
+        ("127.0.0.1:{}", "http://127.0.0.1:1", 403),
+        ("localhost:{}", "http://localhost:9999", 403),
+        ("127.0.0.1:{}", None, 403),
+        ("127.0.0.1:{}", "null", 403),
+        ("evil.example:{}", "http://evil.example:{}", 403),
+    ],
+)
+def test_only_the_apps_own_pages_may_connect(served, host, origin, status):
+    port = served[0].port
+    assert handshake(port, host.format(port), origin and origin.format(port)) == status
+
+
+def test_no_other_page_may_frame_the_app(served):
+    for path in ("/", "/runs", "/api/health"):
+        headers = urllib.request.urlopen(served[0].url + path).headers
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+        assert headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_routes_answer_and_refuse(served):

@@ -1,7 +1,7 @@
 // Draws one plotly figure and reports clicks and box selections. Runs again on the same node whenever the data changes,
 // so that zoom and hover survive an update. Only an id or the bounds of a box go back, never the points.
 
-// The page's head names the script already (see ui/routes.py); it may still be on its way.
+// The page's head names the script already (see ui/middleware.py); it may still be on its way.
 const loadPlotly = (src) =>
   window.Plotly
     ? Promise.resolve()
@@ -93,12 +93,14 @@ export default async function (component) {
   const state = (plot.__state ||= {})
   state.send = setStateValue
   const figure = paint(JSON.parse(data.figure), dark ? data.dark : data.light)
-  const svg = {
+  // The same object every time: plotly takes a new function for a new configuration, and starts from nothing.
+  state.svg ||= {
     name: "Download as SVG",
     icon: window.Plotly.Icons.disk,
-    click: (node) => window.Plotly.downloadImage(node, { format: "svg", filename: data.config.toImageButtonOptions.filename }),
+    click: (node) => window.Plotly.downloadImage(node, { format: "svg", filename: state.filename }),
   }
-  const config = { responsive: true, ...data.config, modeBarButtonsToAdd: [svg] }
+  state.filename = data.config.toImageButtonOptions.filename
+  const config = { responsive: true, ...data.config, modeBarButtonsToAdd: [state.svg] }
   await window.Plotly.react(plot, figure.data, figure.layout, config)
   plot.__drawn = data.figure
   plot.__dark = dark
