@@ -21,6 +21,7 @@ from starlette.middleware import Middleware  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
 from ui import routes  # noqa: E402
+from ui.middleware import Pages, SameOrigin  # noqa: E402
 
 
 @asynccontextmanager
@@ -43,7 +44,7 @@ app = st.App(
         Route("/r/{run_id}", routes.permalink),
         Route(routes.SCRIPT_PATH, routes.plotly_script),
     ],
-    middleware=[Middleware(routes.EarlyScript)],
+    middleware=[Middleware(SameOrigin), Middleware(Pages)],
 )
 
 
