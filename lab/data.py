@@ -54,10 +54,10 @@ def _encode_drills(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return flat, np.array([len(r) for r in rows], np.int64), np.zeros(len(rows), np.int64)
 
 
-def prepare(problems: int, drills: int = 0, workers: int = 2) -> Path:
+def prepare(problems: int, drills: int = 0, workers: int | None = None) -> Path:
     """Write the token file of the first `problems` training problems, if it is not there yet.
 
-    `drills`: bare equations from that many further problems are mixed in.
+    `drills`: bare equations from that many further problems are mixed in; `workers`: processes, default one per core.
     """
     path = RUNS / f"train-{problems}-{drills}.npz"
     if not path.exists():

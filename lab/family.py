@@ -56,7 +56,7 @@ SIZES = {
     ),
     "lab-l": Size(
         hidden=320, layers=9, heads=10, kv_heads=5, mlp=832, tokens=150_000_000, learning_rate=1.2e-3,
-        batch_tokens=65_536, warmup_steps=100, micro_batch_tokens=65_536,
+        batch_tokens=65_536, warmup_steps=100, micro_batch_tokens=65_536, problems=600_000, drills=200_000,
     ),
 }  # fmt: skip
 
