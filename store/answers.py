@@ -72,19 +72,10 @@ class Answers:
                     hold(self._connection, owner, self._clock)
                 elif not self._connection.execute("SELECT 1 FROM runs WHERE run_id = ?", (text(owner),)):
                     raise no_run(owner)
-                new = self._insert(run_id, batch)
-                if new and isinstance(owner, Lease):
-                    self._forgive_crashes(owner)
-                added += new
+                added += self._insert(run_id, batch)
                 if progress is not None:
                     save_progress(self._connection, run_id, progress, self._clock.wall())
         return added
-
-    def _forgive_crashes(self, lease: Lease) -> None:
-        """A run that gets on is not the one that crashes its worker: only crashes without an answer between count."""
-        self._connection.execute(
-            "UPDATE jobs SET crashes = 0 WHERE job_id = ? AND crashes > 0", (text(lease.job.job_id),)
-        )
 
     def _insert(self, run_id: str, answers: Sequence[Answer]) -> int:
         questions = {_digest(a): (text(a.question), text(a.reference)) for a in answers}

@@ -1,9 +1,7 @@
 """Frontiers: held against the definition, point by point."""
 
 import math
-import time
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,16 +79,3 @@ def test_a_duplicate_is_not_dominated_by_its_twin():
 def test_unusable_axes_are_refused(x, y, better):
     with pytest.raises(ValueError, match="a frontier needs"):
         frontier(x, y, better, Better.LOWER)
-
-
-def test_grows_like_n_log_n():
-    rng = np.random.default_rng(0)
-
-    def seconds(n):
-        x, y = rng.random(n), rng.random(n)
-        start = time.perf_counter()
-        dominators(x, y, Better.LOWER, Better.HIGHER)
-        return time.perf_counter() - start
-
-    seconds(1000)
-    assert min(seconds(200_000) for _ in range(3)) < 60 * min(seconds(10_000) for _ in range(5))

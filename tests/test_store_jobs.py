@@ -225,27 +225,6 @@ def test_three_lost_workers_quarantine_a_job(store, clock):
     assert store.jobs.get(lease.job_id).state is JobState.QUARANTINED
 
 
-def test_a_run_that_gets_on_between_crashes_is_not_quarantined(store, clock):
-    job = store.jobs.enqueue(a_spec())
-    for attempt in range(MAX_CRASHES + 2):
-        lease = store.jobs.claim("w")
-        store.answers.add(lease, [an_answer(f"p{attempt}")])
-        clock.pass_time(LEASE_S + 1)
-        assert store.jobs.reap() == [job.job_id]
-        assert store.jobs.get(job.job_id).state == JobState.QUEUED
-
-
-def test_answers_that_were_there_already_forgive_no_crash(store, clock):
-    job = store.jobs.enqueue(a_spec())
-    for _ in range(MAX_CRASHES):
-        store.answers.add(store.jobs.claim("w"), [an_answer("the same one")])
-        clock.pass_time(LEASE_S + 1)
-        store.jobs.reap()
-    # The first attempt's answer was new, so the crash after it is the first that counts.
-    assert store.jobs.get(job.job_id).crashes == MAX_CRASHES
-    assert store.jobs.get(job.job_id).state == JobState.QUARANTINED
-
-
 def test_a_reboot_ends_every_lease_and_is_no_crash(store, clock):
     store.jobs.enqueue(a_spec())
     lease = store.jobs.claim("w")
