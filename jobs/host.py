@@ -31,6 +31,7 @@ STDERR_BYTES = 64 * 1024
 ASK_S = 1.0
 TERM_S = 1.0
 KILL_S = 5.0
+SETTLE_S = 0.5
 CHILD = (sys.executable, "-P", "-m", "jobs.child")
 
 
@@ -113,8 +114,17 @@ class EngineProcess:
         return self._process.poll() is None
 
     def stderr_tail(self) -> str:
-        """The last 64 KB of what the process and its libraries printed."""
-        return self._ring.text()
+        """The last 64 KB of what the process and its libraries printed.
+
+        Messages and print-outs come by different pipes, so words printed before a message may still be on their way:
+        waits until nothing new has come for a moment, half a second at most.
+        """
+        before, text = None, self._ring.text()
+        deadline = time.monotonic() + SETTLE_S
+        while text != before and time.monotonic() < deadline:
+            time.sleep(SETTLE_S / 5)
+            before, text = text, self._ring.text()
+        return text
 
     def run(self, spec: RunSpec, answered: Sequence[Answer] = ()) -> None:
         """Start a run; what an earlier attempt has measured goes along and is not measured again."""

@@ -6,3 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_COLOR", "1")
+
+# A test machine may be busy: how long an example took says nothing about whether it is right.
+from hypothesis import settings
+
+settings.register_profile("isoquant", deadline=None)
+settings.load_profile("isoquant")
