@@ -63,7 +63,7 @@ def server_seconds(home: Path) -> dict[str, float]:
 
     def change(number: int) -> None:
         at.multiselect(key="fr_precisions").set_value(["bf16"] if number % 2 else ["fp32"])
-        at.toggle(key="fr_log_x_latency_p50_s").set_value(number % 3 == 0)
+        at.toggle(key="fr_log_x_flops_per_problem").set_value(number % 3 == 0)
         at.run()
 
     return {"first_s": first, "rerun_s": rerun, "change_s": median_seconds(change)}

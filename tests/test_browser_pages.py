@@ -126,7 +126,7 @@ def test_the_picture_is_saved_by_the_browser(page):
     for title, ending in (("Download plot as a PNG", ".png"), ("Download as SVG", ".svg")):
         with page.expect_download() as download:
             page.locator(f".modebar-btn[data-title^='{title}']").click()
-        assert download.value.suggested_filename == f"frontier-accuracy-latency_p50_s{ending}"
+        assert download.value.suggested_filename == f"frontier-accuracy-flops_per_problem{ending}"
 
 
 def test_the_chart_follows_light_and_dark(page):

@@ -69,7 +69,7 @@ def test_the_frontier_is_that_of_the_filtered_points(store):
 
 
 def test_a_box_selects_what_lies_in_it_frontier_first(store):
-    shown, view = selected(store, box=Box(0.1, 1.0, 0.5, 0.8))
+    shown, view = selected(store, x="latency_p50_s", box=Box(0.1, 1.0, 0.5, 0.8))
     rows = frontier.within(shown, view)
     assert len(rows) > 3
     assert rows["x"].between(0.1, 1.0).all()
@@ -132,7 +132,7 @@ def test_the_page_shows_the_chart_and_its_permalink(home):
 def test_a_bad_link_is_named_and_shows_the_usual_view(home):
     at = visit(x="nonsense", run="zzz")
     assert "'nonsense', which does not exist" in words(at)
-    assert at.selectbox(key="fr_x").value == "latency_p50_s"
+    assert at.selectbox(key="fr_x").value == "flops_per_problem"
     assert at.query_params == {}
 
 

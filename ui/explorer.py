@@ -172,7 +172,10 @@ def columns_of(rows: pd.DataFrame, shown: Selection, hardware: dict[str, str]) -
     for name, column in (("Model", "model"), ("Strategy", "strategy_text"), ("Precision", "weights")):
         found[name] = rows[column].astype(object)
     found["Batch"] = rows["batch_size"]
-    looks: dict[str, Any] = {"Batch": st.column_config.NumberColumn(format="%d")}
+    looks: dict[str, Any] = {
+        "Batch": st.column_config.NumberColumn(format="%d"),
+        "Strategy": st.column_config.TextColumn(width="medium"),
+    }
     for measure, values in ((shown.y, rows["y"]), (shown.x, rows["x"])):
         title = f"{measure.label} ({'%' if measure.name in SHARES else measure.unit})".removesuffix(" ()")
         found[title] = values * (100 if measure.name in SHARES else 1)

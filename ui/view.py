@@ -35,7 +35,7 @@ class View:
     ``task`` and ``hardware``: None takes the one with most runs, ``*`` mixes all.
     """
 
-    x: str = "latency_p50_s"
+    x: str = "flops_per_problem"  # the cost that no batch size and no busy machine can distort
     y: str = "accuracy"
     log_x: bool | None = None
     log_y: bool | None = None
