@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import Pool
@@ -12,15 +12,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lab import drills
 from lab.family import RUNS
 from lab.tokenizer import load_tokenizer
 from tasks import lab_words
 
 _CHUNK = 1000
-_EQUATION = re.compile(r"\d[\d+\-*/]*=\d+")
-# Drills come from problems far beyond those that are shown whole; so many equations make one row.
-_DRILLS_FROM = 2_000_000
-_PER_DRILL = 12
 # Problems sorted by length together: enough for under 1 % padding, few enough that a pool mixes well.
 _POOL = 4096
 IGNORE = -100
@@ -41,30 +38,27 @@ def _encode(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _encode_drills(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of bare equations from `_CHUNK` training problems, for sums without stories; prompts of length 0."""
-    tokenizer = load_tokenizer()
-    levels = lab_words.LEVELS[3:]
-    numbers = range(_DRILLS_FROM + chunk * _CHUNK, _DRILLS_FROM + (chunk + 1) * _CHUNK)
-    examples = (lab_words.generate(i // len(levels), levels[i % len(levels)], "train") for i in numbers)
-    equations = [e for p in examples for e in _EQUATION.findall(p.solution)]
-    np.random.default_rng(chunk).shuffle(equations)
-    texts = ["\n".join(equations[i : i + _PER_DRILL]) + "\n" for i in range(0, len(equations), _PER_DRILL)]
+    """Rows of drills from `_CHUNK` training problems, shuffled; prompts of length 0 mark them."""
+    tokenizer, rng = load_tokenizer(), random.Random(chunk)
+    examples = drills.problems(chunk, _CHUNK)
+    texts = drills.sums(examples, rng) + drills.lookups(examples, _CHUNK // 2, rng)
+    rng.shuffle(texts)
     rows = tokenizer(texts)["input_ids"]
     flat = np.fromiter((t for row in rows for t in row), np.uint16)
     return flat, np.array([len(r) for r in rows], np.int64), np.zeros(len(rows), np.int64)
 
 
-def prepare(problems: int, drills: int = 0, workers: int | None = None) -> Path:
+def prepare(problems: int, drilled: int = 0, workers: int | None = None) -> Path:
     """Write the token file of the first `problems` training problems, if it is not there yet.
 
-    `drills`: bare equations from that many further problems are mixed in; `workers`: processes, default one per core.
+    `drilled`: drills from that many further problems are mixed in; `workers`: processes, default one per core.
     """
-    path = RUNS / f"train-{problems}-{drills}.npz"
+    path = RUNS / f"train-{problems}-{drilled}.npz"
     if not path.exists():
         RUNS.mkdir(parents=True, exist_ok=True)
         with Pool(workers) as pool:
             chunks = list(tqdm(pool.imap(_encode, range(problems // _CHUNK)), "problems", problems // _CHUNK))
-            chunks += tqdm(pool.imap(_encode_drills, range(drills // _CHUNK)), "drills", drills // _CHUNK)
+            chunks += tqdm(pool.imap(_encode_drills, range(drilled // _CHUNK)), "drills", drilled // _CHUNK)
         flat, lengths, prompts = (np.concatenate(column) for column in zip(*chunks, strict=True))
         np.savez(path, tokens=flat, lengths=lengths, prompts=prompts)
     return path
@@ -79,7 +73,7 @@ class Examples:
     prompts: np.ndarray
 
     def __post_init__(self) -> None:
-        self.newline, self.equals = load_tokenizer().convert_tokens_to_ids(["Ċ", "="])
+        self.newline, self.equals, *self.digits = load_tokenizer().convert_tokens_to_ids(["Ċ", "=", *"0123456789"])
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
     @classmethod
@@ -91,14 +85,18 @@ class Examples:
     def targets(self, row: int) -> np.ndarray:
         """What to predict at each token of a row: the next token at the prompt's end and in the solution.
 
-        In a drill (prompt length 0): the results only, since nothing tells what the next equation will be.
+        In a drill (prompt length 0): the numbers after each `=` only, since nothing tells what will be asked next.
         """
         start, length, prompt = self.starts[row], self.lengths[row], self.prompts[row]
         targets = np.full(length, IGNORE, np.int64)
         if prompt == 0:
             tokens = self.tokens[start : start + length].astype(np.int64)
-            depth = np.cumsum(tokens == self.equals) - np.cumsum(tokens == self.newline)
-            targets[:-1] = np.where(depth[:-1] == 1, tokens[1:], IGNORE)
+            at = np.arange(length)
+            last_equals, last_newline = (
+                np.maximum.accumulate(np.where(tokens == mark, at, -1)) for mark in (self.equals, self.newline)
+            )
+            wanted = np.isin(tokens[1:], [*self.digits, self.newline])
+            targets[:-1] = np.where((last_equals > last_newline)[:-1] & wanted, tokens[1:], IGNORE)
             return targets
         targets[prompt - 1 : length - 1] = self.tokens[start + prompt : start + length]
         return targets

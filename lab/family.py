@@ -27,7 +27,7 @@ class Size:
         batch_tokens: tokens per optimiser step, computed `micro_batch_tokens` at a time.
         grow_from: the smaller model whose weights it starts from (lab/grow.py).
         problems: training problems to draw from.
-        drills: further problems of which only the equations are shown.
+        drills: further problems of which only drills are made (lab/drills.py).
     """
 
     hidden: int
@@ -42,17 +42,16 @@ class Size:
     micro_batch_tokens: int = 3_072
     grow_from: str | None = None
     problems: int = 96_000
-    drills: int = 0
+    drills: int = 48_000
 
 
 SIZES = {
-    "lab-xs": Size(hidden=96, layers=3, heads=2, kv_heads=1, mlp=224, tokens=12_000_000, learning_rate=5e-3),
+    "lab-xs": Size(hidden=96, layers=3, heads=2, kv_heads=1, mlp=224, tokens=11_000_000, learning_rate=5e-3),
     "lab-s": Size(
-        hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=9_500_000, learning_rate=3e-3, grow_from="lab-xs",
+        hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=9_000_000, learning_rate=3e-3, grow_from="lab-xs",
     ),
     "lab-m": Size(
-        hidden=192, layers=6, heads=6, kv_heads=3, mlp=512, tokens=5_400_000, learning_rate=1.5e-3, grow_from="lab-s",
-        drills=48_000,
+        hidden=192, layers=6, heads=6, kv_heads=3, mlp=512, tokens=9_000_000, learning_rate=2e-3, grow_from="lab-s",
     ),
     "lab-l": Size(
         hidden=320, layers=9, heads=10, kv_heads=5, mlp=832, tokens=150_000_000, learning_rate=1.2e-3,

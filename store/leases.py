@@ -45,10 +45,11 @@ class Leases:
     def _take(self, job_id: str, worker: str) -> Lease:
         """Hold one waiting job; for use inside a transaction."""
         process = this_process()
-        before = self._connection.row("SELECT attempt, fence FROM jobs WHERE job_id = ?", (job_id,)) or {}
+        before = self._connection.row("SELECT run_id, attempt, fence FROM jobs WHERE job_id = ?", (job_id,)) or {}
         columns = {
             "attempt": before["attempt"] + 1,
             "fence": before["fence"] + 1,
+            "answers_before": self._answers(before["run_id"]),
             "started": self._clock.wall(),
             "reason": None,
             "detail": None,
@@ -122,7 +123,9 @@ class Leases:
         """Take back the jobs of workers that are gone, and return their names (``job_id``).
 
         Gone is a worker whose process has ended, whose lease ran out, or that belongs to an earlier boot of the
-        machine. The job waits again at once; a crash is counted, except after a reboot.
+        machine. The job waits again at once. A crash is counted, except after a reboot and where the attempt saved
+        answers: a worker that is killed now and then still gets to the end, and a problem that kills every worker
+        counts from its second time on.
         """
         held = f"SELECT * FROM jobs WHERE state IN ('{HELD[0]}','{HELD[1]}')"
         if not any(self._why_gone(row) for row in self._connection.rows(held)):
@@ -131,9 +134,14 @@ class Leases:
         with self._connection.write():
             for row in self._connection.rows(held):
                 if why := self._why_gone(row):
-                    self._give_up(row, "reaped", why, crashed=row["boot_id"] == self._clock.boot_id())
+                    got_nowhere = self._answers(row["run_id"]) <= row["answers_before"]
+                    same_boot = row["boot_id"] == self._clock.boot_id()
+                    self._give_up(row, "reaped", why, crashed=same_boot and got_nowhere)
                     reaped.append(row["job_id"])
         return reaped
+
+    def _answers(self, run_id: str) -> int:
+        return int(self._connection.value("SELECT count(*) FROM answers WHERE run_id = ?", (run_id,)))
 
     def _why_gone(self, held: Row) -> str | None:
         if held["boot_id"] != self._clock.boot_id():

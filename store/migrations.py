@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spec.errors import StoreError
-from store import migration_0001
+from store import migration_0001, migration_0002
 from store.backup import backup, backup_name
 from store.connection import APPLICATION_ID, Connection
 
@@ -36,6 +36,7 @@ class Migration:
 
 MIGRATIONS: list[Migration] = [
     Migration("The first schema.", migration_0001.STATEMENTS),
+    Migration("Lost workers that made progress are forgiven.", migration_0002.STATEMENTS),
 ]
 
 

@@ -191,7 +191,7 @@ def test_who_lost_the_lease_changes_nothing_any_more(store, other, clock):
     clock.pass_time(LEASE_S + 1)
     assert other.jobs.reap() == [old.job_id]
     new = other.jobs.claim("taker")
-    assert (new.job_id, new.fence, new.job.crashes) == (old.job_id, old.fence + 1, 1)
+    assert (new.job_id, new.fence, new.job.crashes) == (old.job_id, old.fence + 1, 0)
     for attempt in (
         lambda: store.jobs.heartbeat(old, a_progress()),
         lambda: store.answers.add(old, [an_answer("p2")]),
@@ -223,6 +223,22 @@ def test_three_lost_workers_quarantine_a_job(store, clock):
         clock.pass_time(LEASE_S + 1)
         assert store.jobs.reap() == [lease.job_id]
     assert store.jobs.get(lease.job_id).state is JobState.QUARANTINED
+
+
+def test_lost_workers_that_saved_answers_are_not_held_against_the_job(store, clock):
+    job = store.jobs.enqueue(a_spec())
+    for attempt in range(2 * MAX_CRASHES):
+        lease = store.jobs.claim("w")
+        store.answers.add(lease, [an_answer(f"p{attempt}")])
+        clock.pass_time(LEASE_S + 1)
+        assert store.jobs.reap() == [lease.job_id]
+        assert (store.jobs.get(job.job_id).state, store.jobs.get(job.job_id).crashes) == (JobState.QUEUED, 0)
+    for crashes in range(1, MAX_CRASHES + 1):  # and now it is stuck
+        store.jobs.claim("w")
+        clock.pass_time(LEASE_S + 1)
+        store.jobs.reap()
+        assert store.jobs.get(job.job_id).crashes == crashes
+    assert store.jobs.get(job.job_id).state is JobState.QUARANTINED
 
 
 def test_a_reboot_ends_every_lease_and_is_no_crash(store, clock):

@@ -100,7 +100,7 @@ def test_kill_9_of_the_writer_loses_and_doubles_nothing(store):
     job = store.jobs.enqueue(a_spec())
     acknowledged = set()
     for attempt in range(kills + 1):
-        store.connection.execute("UPDATE jobs SET crashes = 0")  # this many kills would quarantine it
+        store.connection.execute("UPDATE jobs SET crashes = 0")  # kills before the first answer count, and are likely
         process = run_script(WRITER, store.path, total)
         first = process.stdout.readline()
         assert first.startswith("resuming"), process.stderr.read()
