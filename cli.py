@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
-        return app(given, prog_name="isoquant", standalone_mode=False) or 0
+        return app(given, prog_name="python cli.py", standalone_mode=False) or 0
     except Exit as stop:
         return stop.exit_code
     except (Abort, KeyboardInterrupt):

@@ -10,6 +10,7 @@ ids of prompt + solution + newline.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +23,21 @@ from transformers import AutoModel
 
 from lab.data import IGNORE, Examples
 from lab.evaluate import Sampler
-from lab.family import CURVES, MODELS, RUNS, Size
+from lab.family import CURVES, MODELS, RUNS, SIZES
 from lab.loop import Loss, Trainer, join_group
 from lab.tokenizer import load_tokenizer
 from tasks import lab_words
 from tasks.problem import Problem
 
 NAME = "lab-prm"
-TRUNK = "lab-s"
+TRUNK = "lab-m"
 SAMPLED = ("lab-xs", "lab-s", "lab-m")
-PROBLEMS = 1200
-SAMPLES = 4
+PROBLEMS = 3000
+SAMPLES = 3
 TEMPERATURE = 0.9
 # Training problems far beyond those that the models were trained on.
 FIRST_INDEX = 1_000_000
-RECIPE = Size(hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=2_200_000, learning_rate=1.5e-3)
+RECIPE = replace(SIZES[TRUNK], tokens=6_000_000, learning_rate=1.5e-3)
 SEED = 40
 
 

@@ -164,7 +164,7 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "lease_until": "Until when the worker holds it, on the machine's monotonic clock; none when nobody does.",
             "not_before": "From when it may be tried again, on the same clock.",
             "boot_id": "The boot to which these two clock readings belong.",
-            "answers_before": "Answers that the run had when this attempt began: a lost worker that saved more is forgiven.",
+            "answers_before": "Answers of the run when this attempt began: a lost worker that saved more is forgiven.",
             "reason": "Sentence for the user on how the newest attempt ended.",
             "detail": "For the record, e.g. the tail of stderr.",
         },

@@ -96,6 +96,7 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on_where_it_stopped(files)
         code, _, err = finish("worker", "--until-idle")
         assert code == 0, err
         assert store.jobs.get(job.job_id).state is JobState.SUCCEEDED, err
+        assert store.jobs.get(job.job_id).crashes == 0, "a killed worker that saved answers is not held against the run"
         assert set(Counter(saved()).values()) == {1}
         assert len(saved()) == PROBLEMS
         result = store.runs.get(job.run_id).result
