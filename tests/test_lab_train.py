@@ -1,6 +1,7 @@
 """Training of the lab models: tokenizer, batches, loop, growth, reward model, and the folders that are shipped."""
 
 import json
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402
 
-from lab import prm, table, train  # noqa: E402
+from lab import drills, prm, table, train  # noqa: E402
 from lab.data import IGNORE, Examples  # noqa: E402
 from lab.evaluate import majority  # noqa: E402
 from lab.family import MODELS, SIZES, Size, configuration  # noqa: E402
@@ -87,6 +88,34 @@ def test_targets_are_the_solution_and_the_end_token(tokenizer):
     at, flat = select(targets)
     assert torch.equal(ids.reshape(-1)[at[:-1] + 1][flat[:-1] != tokenizer.eos_token_id],
                        flat[:-1][flat[:-1] != tokenizer.eos_token_id])  # fmt: skip
+
+
+def test_drills_are_right(tokenizer):
+    found = drills.problems(0, 40)
+    for equation in "".join(drills.sums(found, random.Random(0))).split():
+        whole, result = equation.split("=")
+        assert eval(whole.replace("/", "//")) == int(result), equation
+    for row in drills.lookups(found, 30, random.Random(1)):
+        facts, *lines = row.splitlines()
+        known = {(owner, item): number for owner, number, item in re.findall(r"(\w+) (?:has|owns) (\d+) (\w+)", facts)}
+        for line in lines:
+            if told := re.fullmatch(r"(?:So )?(\w+)(?: has|'s (\w+):) [\d+\-*/]+=(\d+)(?: (\w+))?\.", line):
+                owner, first, result, last = told.groups()
+                known[owner, first or last] = result
+            else:
+                owner, item, result = re.fullmatch(r"(\w+)'s (\w+)=(\d+)", line).groups()
+                assert known[owner, item] == result, row
+        assert len(known) == drills._GIVENS + drills._LINES, "nobody is told to have two numbers of one thing"
+
+
+def test_the_loss_of_a_drill_falls_on_what_can_be_known(tokenizer):
+    texts = ["Ada has 12 cups.\nEva has 3*4=12 cups.\nAda's cups=12\n", "3+4=7\n10-8=2\n"]
+    rows = tokenizer(texts)["input_ids"]
+    data = Examples(
+        np.array([t for r in rows for t in r], np.uint16), np.array([len(r) for r in rows]), np.zeros(2, int)
+    )
+    wanted = [tokenizer.decode([t for t in data.targets(row) if t != IGNORE]) for row in (0, 1)]
+    assert wanted == ["12\n12\n", "7\n2\n"]
 
 
 @settings(max_examples=20, deadline=None)
