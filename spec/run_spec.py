@@ -21,6 +21,7 @@ from spec.strategy import Greedy, Strategy, strategy_from_dict
 
 KEY_VERSION = 1
 MAX_TEXT = 4096
+MAX_SEED = 2**53 - 1  # what JSON and a browser hold as a whole number
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class RunSpec:
     runtime: Runtime = field(default_factory=Runtime)
     strategy: Strategy = field(default_factory=Greedy)
     task: TaskSpec = field(default_factory=TaskSpec)
-    seed: int = parameter(0, low=0, high=2**63 - 1, help="Every random choice follows from it.")
+    seed: int = parameter(0, low=0, high=MAX_SEED, help="Every random choice follows from it.")
     repeats: int = parameter(1, low=1, high=100, help="How often the whole measurement is repeated, seed by seed.")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from spec.parameters import Parameter, parameters
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import STRATEGIES, strategy_from_dict
 from tasks.registry import TASKS, check_task
-from ui import offers
+from ui import components, fields, offers
 from ui.fields import KEEP, field, select
 
 MAIN_PARAMETERS = ("n", "temperature", "reward", "aggregate")
@@ -33,7 +33,9 @@ def show() -> RunSpec | None:
     with left:
         model = _model()
     with right:
-        name = select("Strategy", offers.strategies(), "run_strategy", DEFAULT_STRATEGY, "How an answer is found.")
+        name = select(
+            "Strategy", offers.strategies(), "run_strategy", DEFAULT_STRATEGY, "How an answer is found.", keep=True
+        )
         st.caption(STRATEGIES[name].summary)
     main, more = _split(parameters(STRATEGIES[name]))
     strategy = {"name": name} | _row(main, f"run_{name}_", per_row=2)
@@ -58,8 +60,9 @@ def show() -> RunSpec | None:
         )
         check_task(spec.task)
         offers.check_model(spec)
+        offers.check_device(spec.runtime.device)
     except IsoquantError as error:
-        st.error(str(error), icon=":material/error:")
+        components.problem(error)
         return None
     return spec
 
@@ -74,8 +77,7 @@ def fill(spec: RunSpec) -> None:
     put |= {"run_weights": spec.precision.weights, "run_seed": spec.seed, "run_repeats": spec.repeats}
     put["run_checker"] = spec.task.checker or OWN_RULE
     put["run_prompt_template"] = spec.task.prompt_template or ""
-    for key, value in put.items():
-        st.session_state[key] = str(value) if isinstance(value, StrEnum) else value
+    fields.fill({key: str(value) if isinstance(value, StrEnum) else value for key, value in put.items()})
 
 
 def _model() -> str:
@@ -88,7 +90,7 @@ def _model() -> str:
     name = st.selectbox(
         "Model",
         names,
-        index=names.index(default) if default in names else None,
+        index=0 if fields.is_filled("run_model") else names.index(default) if default in names else None,
         key="run_model",
         accept_new_options=True,
         persist_state=KEEP,
@@ -130,7 +132,7 @@ def _machine() -> tuple[Values, Values]:
     with b:
         attention = field(RUNTIME["attention"], "run_attention")
     with c:
-        device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help)
+        device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help, keep=True)
     return {"weights": weights}, {"attention": attention, "device": device}
 
 
@@ -150,10 +152,7 @@ def _task_options(name: str) -> Values:
             "zero-shot: the task's own prompt; few-shot: worked examples first; chat: the model's chat template.",
         )
     with b:
-        if values["prompt_style"] == PromptStyle.FEW_SHOT:
-            values["shots"] = field(TASK["shots"], "run_shots", label="Worked examples")
-        else:
-            values["split"] = select("Split", list(info.splits), "run_split", "test", TASK["split"].help)
+        values["split"] = select("Split", list(info.splits), "run_split", "test", TASK["split"].help)
     with c:
         values["max_new_tokens"] = field(
             TASK["max_new_tokens"],
@@ -167,6 +166,8 @@ def _task_options(name: str) -> Values:
         rule = select("Answers are compared", rules, "run_checker", OWN_RULE, TASK["checker"].help)
         values["checker"] = None if rule == OWN_RULE else rule
     with b:
+        if values["prompt_style"] == PromptStyle.FEW_SHOT:
+            values["shots"] = field(TASK["shots"], "run_shots", label="Worked examples")
         if info.takes_path:
             values["skip_bad"] = st.toggle(
                 "Skip bad lines",

@@ -60,6 +60,13 @@ def check_model(spec: RunSpec) -> None:
         resolve_reward(reward)
 
 
+def check_device(device: str) -> None:
+    """Raise SpecError for a device that a run may name and this machine does not have."""
+    offered = devices()
+    if device not in offered and not (device == "cuda" and len(offered) > 2):
+        raise SpecError(f"This machine has no device {device}; choose {' or '.join(offered)}.", field="runtime.device")
+
+
 def count(number: int) -> str:
     """A parameter count to three digits: 3.1 M, 1.24 B."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):

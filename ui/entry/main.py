@@ -40,4 +40,4 @@ except StoreError as error:
 try:
     page.run()
 except IsoquantError as error:
-    st.error(str(error), icon=":material/error:")
+    components.problem(error)

@@ -1,0 +1,91 @@
+"""A stored configuration in the form: it comes back as it was, or the form says why it cannot."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from apptest import button, visit, words
+from streamlit.elements.lib import policies
+from synthetic import result
+
+from spec.choices import PromptStyle
+from spec.run_spec import RunSpec, Runtime, TaskSpec
+from spec.strategy import Greedy, Majority
+from store import open_store
+from ui import offers
+from ui.command import command
+
+SPEC = RunSpec("shape:pythia-410m", strategy=Majority(n=4), task=TaskSpec(limit=7))
+FORM = "../../pages/run.py"
+FEW_SHOT = TaskSpec(limit=7, prompt_style=PromptStyle.FEW_SHOT, shots=2, split="validation")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOQUANT_HOME", str(tmp_path))
+
+
+def again(spec):
+    """The form as "Run again ..." opens it."""
+    with open_store() as store:
+        run_id = store.runs.save(spec, result(spec, random.Random(0)))
+    at = visit("runs", run=run_id)
+    return button(at, "Run again ...").click().run()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(SPEC, task=FEW_SHOT),
+        replace(SPEC, task=TaskSpec(limit=7, split="train")),
+        replace(SPEC, task=TaskSpec(limit=None, max_new_tokens=9), seed=2**53 - 1, repeats=3),
+        replace(SPEC, strategy=Greedy(), runtime=Runtime(device="cpu", batch_size=3)),
+    ],
+)
+def test_a_stored_run_is_run_again_exactly_as_it_was(spec):
+    at = again(spec)
+    assert not at.error
+    assert command(spec) in [c.value for c in at.code]
+
+
+def test_the_split_can_be_chosen_with_worked_examples_too():
+    at = again(replace(SPEC, task=FEW_SHOT))
+    at.selectbox(key="run_split").set_value("test")
+    at.switch_page(FORM).run()
+    assert command(replace(SPEC, task=replace(FEW_SHOT, split="test"))) in [c.value for c in at.code]
+
+
+def test_a_device_that_is_not_here_is_kept_and_said(monkeypatch):
+    monkeypatch.setattr(offers, "gpus", list)
+    at = again(replace(SPEC, runtime=Runtime(device="cuda:3")))
+    assert at.selectbox(key="run_device").value == "cuda:3"
+    assert "This machine has no device cuda:3; choose auto or cpu." in words(at)
+    assert button(at, "Run").disabled
+    at.selectbox(key="run_device").set_value("cpu")
+    at.switch_page(FORM).run()
+    assert not at.error
+    assert at.selectbox(key="run_device").options == ["auto", "cpu"]
+
+
+@pytest.mark.parametrize(("device", "cards", "is_here"), [("cuda", 0, False), ("cuda", 1, True), ("cuda:1", 1, False)])
+def test_a_device_is_checked_against_the_machine(monkeypatch, device, cards, is_here):
+    monkeypatch.setattr(offers, "gpus", lambda: ["a card"] * cards)
+    if is_here:
+        offers.check_device(device)
+    else:
+        with pytest.raises(offers.SpecError, match="has no device"):
+            offers.check_device(device)
+
+
+def test_a_filled_form_leaves_no_complaint_in_the_log(monkeypatch):
+    heard = []
+    monkeypatch.setattr(policies, "_shown_default_value_warning", False)
+    monkeypatch.setattr(policies._LOGGER, "warning", lambda *words, **_: heard.append(words))
+    again(replace(SPEC, task=FEW_SHOT, seed=3))
+    assert heard == []
+
+
+def test_names_in_a_message_of_the_form_are_not_markdown():
+    at = visit("run", session={"run_model": "[x](http://example.org)"})
+    assert len(at.error) == 1
+    assert "[x](" not in at.error[0].value
