@@ -29,6 +29,7 @@ class EnginePool:
             engine = None
         if engine is None and self._spare is not None:
             engine, self._spare = self._spare, None
+            engine.resume()  # nothing else may have thawed it since it last stood by
             if not engine.is_alive:
                 engine.kill()
                 engine = None

@@ -345,3 +345,22 @@ def test_a_spare_that_is_not_needed_is_frozen_while_another_runs_and_thawed_afte
     finally:
         pool.close()
     assert not any(e.is_alive for e in started)
+
+
+def test_a_frozen_spare_is_thawed_when_it_is_taken_without_a_pause():
+    started = []
+    pool = EnginePool(lambda: started.append(EngineProcess(FAKE)) or started[-1])
+    try:
+        for _ in range(2):
+            pool.warm_up()
+            engine = pool.take(spec())
+            engine.run(spec())
+            to_end(engine)
+        spare = started[1]
+        until(lambda: psutil.Process(spare.pid).status() == psutil.STATUS_STOPPED)
+        other = pool.take(spec("slow"))
+        assert other is spare
+        other.run(spec("slow", 2))
+        assert to_end(other)[-1]["event"] == "result"
+    finally:
+        pool.close()
