@@ -80,7 +80,7 @@ class Attempt:
         self.on_event, self.stall_s = on_event, stall_s
         self._unsaved: list[Answer] = []
         self._unsaved_since = 0.0
-        self._last_sign = time.monotonic()
+        self._silent_s = 0.0  # listened to in vain; what we spend waiting for the disk or frozen is not the engine's
 
     def conduct(self) -> Ending:
         """Run, save, record. Raises StoreError when the end could not be recorded; a lost lease is an ending."""
@@ -120,7 +120,9 @@ class Attempt:
             self.engine.run(spec, answered)
             while (ending := self._stopped()) is None:
                 message = self.engine.receive(TICK_S)
-                if message is not None and (ending := self._hear(message)) is not None:
+                if message is None:
+                    self._silent_s += TICK_S
+                elif (ending := self._hear(message)) is not None:
                     break
                 self._save()
         except EngineDied as death:
@@ -145,7 +147,7 @@ class Attempt:
             wanted = Ending(Outcome.RELEASED, "The worker was stopped; the run goes on when a worker is there again.")
         elif self._cancel_wanted:
             wanted = Ending(Outcome.CANCELLED, CANCELLED)
-        elif time.monotonic() - self._last_sign > self.stall_s:
+        elif self._silent_s > self.stall_s:
             words = f"The engine process gave no sign of life for {self.stall_s:.0f} s and was ended."
             return Ending(Outcome.CRASHED, words, self.engine.stderr_tail())
         else:
@@ -160,7 +162,7 @@ class Attempt:
 
     def _hear(self, message: dict[str, Any]) -> Ending | None:
         """Take in one message; the ending, when it is a last word."""
-        self._last_sign = time.monotonic()
+        self._silent_s = 0.0
         if message["event"] == "result":
             return Ending(Outcome.SUCCEEDED, result=as_result(message))
         if message["event"] == "cancelled":

@@ -285,6 +285,19 @@ def test_a_full_disk_holds_the_answers_back_and_loses_none(store, monkeypatch, c
     assert sum("The disk is full" in r.message for r in caplog.records) == 2
 
 
+def test_time_spent_waiting_for_the_disk_is_not_held_against_the_engine(store, monkeypatch):
+    monkeypatch.setattr("jobs.attempt.RETRY_WRITE_S", 0.5)
+    job = store.jobs.enqueue(spec("slow", 20))
+    lease = store.jobs.claim("me")
+    monkeypatch.setattr(store.answers, "add", fails(5, store.answers.add))
+    pool = EnginePool(lambda: EngineProcess(FAKE))
+    pool.warm_up()
+    until(lambda: pool._spare.receive(0.1) is None and pool._spare.ready)
+    assert Attempt(store, lease, pool, stall_s=1.5).conduct().outcome is Outcome.SUCCEEDED
+    pool.close()
+    assert store.jobs.get(job.job_id).state is JobState.SUCCEEDED
+
+
 def test_a_full_disk_does_not_keep_a_stopped_worker_from_ending(store, monkeypatch):
     monkeypatch.setattr("jobs.attempt.RETRY_WRITE_S", 0.05)
     store.jobs.enqueue(spec("slow", 1000))
