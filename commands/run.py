@@ -124,6 +124,7 @@ class Display:
         self._task: TaskID = self._bar.add_task("Starting", total=None, detail="")
         self._lines = not console.is_terminal
         self._last_line = 0.0
+        self._last_phase = ""
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -137,8 +138,9 @@ class Display:
         if isinstance(event, Phase):
             text = plain(event.detail or _PHASES.get(event.name, event.name))
             self._bar.update(self._task, description=text.replace("[", r"\["))
-            if self._lines:
+            if self._lines and text != self._last_phase:
                 note(text)
+            self._last_phase = text
         elif isinstance(event, Progress):
             self._bar.update(self._task, completed=event.done, total=event.total, detail=describe(event))
             if self._lines and time.monotonic() - self._last_line > LINE_EVERY_S:

@@ -6,6 +6,7 @@ pickles is refused before its weights are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -62,6 +63,18 @@ def fetch(name: str) -> Path:
         raise _explain(name, error) from None
     check_folder(folder)
     return folder
+
+
+def downloaded_bytes(name: str) -> int:
+    """How much of a hub model lies on this machine by now, half a file included."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    blobs = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
+    total = 0
+    for file in blobs.glob("*"):
+        with contextlib.suppress(OSError):  # renamed or removed meanwhile
+            total += file.stat().st_blocks * 512
+    return total
 
 
 def _explain(name: str, error: Exception) -> ModelError:

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from jobs.loading import Loading
 from jobs.protocol import decode, encode, error_message
 from spec.errors import Cancelled, DoesNotFitError, IsoquantError
 from spec.results import Answer, Event, event_to_dict
@@ -89,12 +90,8 @@ def _run(message: dict[str, Any], inbox: Inbox, outbox: Outbox, execute: Execute
     try:
         spec = RunSpec.from_dict(message["spec"])
         answered = [Answer.from_dict(a) for a in message["answered"]]
-        result = execute(
-            spec,
-            lambda event: outbox.send(event_to_dict(event) | {"number": number}),
-            answered,
-            lambda: inbox.is_cancelled(number),
-        )
+        with Loading(spec, lambda event: outbox.send(event_to_dict(event) | {"number": number})) as loading:
+            result = execute(spec, loading.send, answered, lambda: inbox.is_cancelled(number))
         outbox.send({"event": "result", "number": number, "result": result.to_dict()})
     except Cancelled:
         outbox.send({"event": "cancelled", "number": number})

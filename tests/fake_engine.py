@@ -1,6 +1,6 @@
 """An engine process without a model: the model's name says how it behaves. Started like ``jobs.child``.
 
-``ok`` answers every problem at once, ``slow`` takes 0.1 s each; both resume and obey a cancel. The others misbehave
+``ok`` answers every problem at once, ``slow`` takes 0.1 s each, ``slow-load`` 2 s to load; all resume and obey a cancel. The others misbehave
 after their second answer: see ``MISBEHAVIOUR``.
 """
 
@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+from jobs import loading
 from jobs.child import Inbox, Outbox, die_with, private_stdin, serve
 from spec.errors import Cancelled, DoesNotFitError, ModelError, SpecError
 from spec.measures import MEASURES
@@ -196,6 +197,7 @@ def execute(outbox, spec, emit, answered, cancelled, number):
     known = {a.problem_id for a in answered}
     answers = list(answered)
     emit(Phase("load", spec.model))
+    time.sleep(2.0 if spec.model == "slow-load" else 0.0)
     emit(Phase("measure"))
     for index in range(total):
         if f"p{index}" in known:
@@ -214,6 +216,7 @@ def execute(outbox, spec, emit, answered, cancelled, number):
 
 
 def main():
+    loading.EVERY_S = 0.3
     die_with(int(sys.argv[2]))
     outbox = Outbox(int(sys.argv[1]))
     inbox = Inbox(private_stdin())

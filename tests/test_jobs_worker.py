@@ -147,6 +147,13 @@ def test_an_engine_without_a_sign_of_life_is_ended(store, work):
     assert "no sign of life" in ended.reason
 
 
+def test_loading_may_take_longer_than_any_silence(store, work):
+    job = store.jobs.enqueue(spec("slow-load"))
+    work(stall_s=1.2)
+    ended = store.jobs.get(job.job_id)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 1)
+
+
 def test_an_engine_that_cannot_start_is_a_crash_with_its_words(store, monkeypatch):
     monkeypatch.setattr("store.leases.BACKOFF_S", 0.0)
     job = store.jobs.enqueue(spec())
