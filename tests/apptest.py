@@ -23,9 +23,9 @@ def visit(page: str = "", session: dict[str, Any] | None = None, **params: str) 
 
 
 def words(at: Any) -> str:
-    """All text on the page, markdown escapes removed."""
+    """All text on the page, markdown escapes and joiners removed."""
     kinds = (at.title, at.subheader, at.markdown, at.caption, at.error, at.warning, at.info, at.success)
-    return "\n".join(str(e.value) for kind in kinds for e in kind).replace("\\", "")
+    return "\n".join(str(e.value) for kind in kinds for e in kind).replace("\\", "").replace("\u2060", "")
 
 
 def button(at: Any, label: str) -> Any:

@@ -186,6 +186,22 @@ def test_the_first_visit_offers_one_button_that_queues_the_tour(empty, monkeypat
     assert {j.state for j in jobs} == {JobState.QUEUED}
 
 
+def test_one_tour_at_a_time_and_another_after_it_was_cancelled(empty, monkeypatch):
+    monkeypatch.setattr(tour, "unavailable", lambda: None)
+    mine, theirs = visit(), visit()
+    for at in (mine, theirs):
+        at.button[0].click().run()
+        assert "The tour is on its way, 6 of 6 runs to go" in words(at)
+    with open_store() as store:
+        jobs = store.jobs.list()
+        assert len(jobs) == 6
+        for job in jobs:
+            store.jobs.request_cancel(job.job_id)
+    button(mine.run(), "Take the tour: 6 runs, about two minutes").click().run()
+    with open_store() as store:
+        assert len(store.jobs.list([JobState.QUEUED])) == 6
+
+
 def test_the_tour_says_why_it_cannot_run(empty, monkeypatch):
     monkeypatch.setattr(tour, "list_models", list)
     at = visit()

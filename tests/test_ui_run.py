@@ -10,7 +10,7 @@ from spec.results import Phase, Progress
 from spec.run_spec import RunSpec, TaskSpec
 from spec.strategy import Greedy, Majority, Weighted
 from store import open_store
-from ui import components, form, live, offers
+from ui import components, form, launcher, live, offers
 from ui.command import command
 
 MODEL = "shape:pythia-410m"
@@ -63,6 +63,28 @@ def test_a_double_click_queues_one_run():
     button(at, "Run").click().run()
     with open_store() as store:
         assert len(store.jobs.list()) == 1
+
+
+def test_a_late_click_on_the_same_form_queues_nothing_more():
+    at = chosen()
+    nonce = at.session_state["run_nonce"]
+    button(at, "Run").click().run()
+    at.session_state["run_nonce"], at.session_state["run_last"] = nonce, ("", 0.0, "")
+    button(at.run(), "Run").click().run()
+    with open_store() as store:
+        assert len(store.jobs.list()) == 1
+    assert at.session_state["run_nonce"] != nonce
+
+
+def test_the_button_is_another_one_after_each_run(monkeypatch):
+    monkeypatch.setattr(launcher, "DOUBLE_CLICK_S", 0.0)
+    at = chosen()
+    first = button(at, "Run").key
+    button(at, "Run").click().run()
+    assert button(at, "Run").key != first
+    button(at, "Run").click().run()
+    with open_store() as store:
+        assert len(store.jobs.list()) == 2
 
 
 @pytest.mark.parametrize(
@@ -212,9 +234,19 @@ def test_a_resumed_run_is_judged_by_what_is_watched():
     assert pace.seconds_per_problem == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("text", ["a*b_c", "[x](http://e)", "<script>", ":smile:", "$x$", "# h", "`c`", "- a", "1. a"])
+@pytest.mark.parametrize(
+    "text",
+    ["a*b_c", "[x](http://e)", "<script>", ":smile:", "$x$", "# h", "`c`", "- a", "1. a", "&lt;b&gt;", "![x](y)", "a!"],
+)
 def test_user_text_is_never_markdown(text):
     escaped = components.plain(text)
-    assert escaped.replace("\\", "") == text
+    assert escaped.replace("\\", "").replace("\u2060", "") == text
     assert escaped != text
     assert Phase("load").name == "load"
+
+
+@pytest.mark.parametrize("text", ["www.evil.example", "see WWW.evil.example", "http://e.example", "a@b.example"])
+def test_an_address_in_user_text_is_no_link(text):
+    shown = components.plain(text).replace("\\", "")  # addresses are looked for after escapes are gone
+    assert shown.replace("\u2060", "") == text
+    assert not any(part in shown.lower() for part in ("www.", "://e", "@b")) or "http\u2060:" in shown

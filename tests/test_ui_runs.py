@@ -1,4 +1,6 @@
 import random
+import time
+from types import SimpleNamespace
 
 import pytest
 from apptest import button, visit, words
@@ -8,7 +10,7 @@ from spec.choices import JobState
 from spec.results import Progress
 from spec.run_spec import RunSpec, TaskSpec
 from store import open_store
-from ui import problems
+from ui import problems, times
 
 
 @pytest.fixture
@@ -89,6 +91,48 @@ def test_delete_and_undo(ids):
     button(at, "Undo").click().run()
     with open_store() as store:
         assert store.runs.get(ids[0]).deleted_at is None
+
+
+def test_the_way_back_goes_when_there_is_nothing_to_go_back_to(ids):
+    at = visit("runs", run=ids[0])
+    button(at, "Delete").click().run()
+    with open_store() as store:
+        store.runs.restore(ids[0])
+    assert "is deleted" not in words(at.run())
+    with open_store() as store:
+        store.runs.delete(ids[0])
+        store.runs.purge()
+    session = {"undo_delete": (ids[0], time.monotonic())}
+    assert "is deleted" not in words(visit("runs", session=session))
+    with open_store() as store:
+        store.runs.delete(ids[1])
+    session = {"undo_delete": (ids[1], time.monotonic() - 3600)}
+    assert "is deleted" not in words(visit("runs", session=session))
+
+
+@pytest.mark.parametrize(("place", "hour"), [("Asia/Tokyo", 9), ("Etc/UTC", 0), ("America/St_Johns", 20.5)])
+def test_times_are_those_of_the_reader(ids, place, hour):
+    with open_store() as store:
+        for table in ("runs", "specs"):
+            store.connection.execute(f"UPDATE {table} SET created = 1735689600")  # 2025-01-01, midnight UTC
+    at = visit("runs")
+    at.context["timezone"] = place
+    at.run()
+    made = at.dataframe[0].value["Made"]
+    assert {m.hour + m.minute / 60 for m in made} == {hour}
+    at = visit()
+    at.context["timezone"] = place
+    at.run()
+    assert {m.hour + m.minute / 60 for m in at.dataframe[0].value["Measured"]} == {hour}
+    at = visit("runs", run=ids[0])
+    at.context["timezone"] = place
+    assert f" {int(hour):02}:{round(hour % 1 * 60):02}" in words(at.run())
+
+
+@pytest.mark.parametrize("place", ["No/Where", "../etc/passwd", "x" * 5000])
+def test_an_unknown_time_zone_is_that_of_the_machine(home, place, monkeypatch):
+    monkeypatch.setattr(times.st, "context", SimpleNamespace(timezone=place))
+    assert times.text(1735689600.0) == time.strftime("%Y-%m-%d %H:%M", time.localtime(1735689600))
 
 
 def test_a_deleted_run_can_be_restored_from_its_page(ids):

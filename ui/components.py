@@ -28,12 +28,15 @@ STATES = {
     JobState.CANCELLED: ("cancelled", "gray"),
     JobState.QUARANTINED: ("given up after repeated crashes", "red"),
 }
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#~$:|]|^[-+]|(?<=^\d)\.)")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#~$:|&@!]|^[-+]|(?<=^\d)\.)")
+_ADDRESS = re.compile(r"(https?(?=:)|www(?=\.)|@)", re.IGNORECASE)
+_JOINER = "\u2060"  # has no width; addresses become links even where their characters are escaped
 
 
 def plain(text: object) -> str:
     """User text that stays what it is inside markdown."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    words = _ADDRESS.sub(rf"\1{_JOINER}", " ".join(str(text).split()))
+    return _MARKDOWN.sub(r"\\\1", words)
 
 
 def database_error(error: StoreError) -> None:

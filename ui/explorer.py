@@ -12,7 +12,7 @@ from analysis.explain import Point, why_dominated
 from analysis.format import SHARES, measure_text
 from spec.measures import MEASURES
 from store import NotFound, Store
-from ui import components, data, export, frontier
+from ui import components, data, export, frontier, times
 from ui.controls import change_view, reset_view
 from ui.frontier import Selection
 from ui.plot import plot
@@ -187,8 +187,8 @@ def columns_of(rows: pd.DataFrame, shown: Selection, hardware: dict[str, str]) -
         found["Task"] = rows["where"].astype(object)
     if shown.mixed_hardware:
         found["Hardware"] = [hardware.get(h, "unknown") for h in rows["hardware_id"]]
-    found["Measured"] = pd.to_datetime(rows["created"], unit="s")
-    looks["Measured"] = st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm")
+    found["Measured"] = [times.moment(t) for t in rows["created"]]
+    looks["Measured"] = st.column_config.DatetimeColumn(format=times.COLUMN_FORMAT, help="Your local time.")
     found["Run"] = rows["run_id"].astype(object)
     return found, looks
 

@@ -18,6 +18,7 @@ from ui import components, estimate
 from ui.command import command
 
 DOUBLE_CLICK_S = 2.0
+NONCE = "run_nonce"
 
 
 def show(store: Store, spec: RunSpec | None) -> None:
@@ -27,9 +28,10 @@ def show(store: Store, spec: RunSpec | None) -> None:
     if same and same[0]["run_id"] != st.query_params.get("run"):  # that one is on the page already
         _measured_before(same[0])
     label = "Run again" if same else "Run"
+    nonce = st.session_state.setdefault(NONCE, secrets.token_hex(8))
     blocked = expected is None or expected.fit is Fit.NO
-    clicked = st.button(
-        label, type="primary", icon=":material/play_arrow:", width="stretch", disabled=blocked, key="run_start"
+    clicked = st.button(  # after each run another button, so that a click that comes late finds none
+        label, type="primary", icon=":material/play_arrow:", width="stretch", disabled=blocked, key=f"run_start_{nonce}"
     )
     if spec is None or expected is None:
         st.caption("The form says what to correct.")
@@ -56,7 +58,8 @@ def start(store: Store, spec: RunSpec) -> str:
     key, at, run_id = st.session_state.get("run_last", ("", 0.0, ""))
     if key == spec.key() and time.monotonic() - at < DOUBLE_CLICK_S:
         return str(run_id)
-    job = store.jobs.enqueue(spec, idempotency_key=f"form-{secrets.token_hex(8)}")
+    job = store.jobs.enqueue(spec, idempotency_key=f"form-{st.session_state[NONCE]}-{spec.key()}")
+    st.session_state[NONCE] = secrets.token_hex(8)
     st.session_state["run_last"] = (spec.key(), time.monotonic(), job.run_id)
     return job.run_id
 

@@ -13,7 +13,7 @@ from spec.errors import IsoquantError
 from spec.measures import MEASURES, Group
 from spec.results import RunResult
 from store import NotFound, Run, Store
-from ui import charts, components, form, live, problems
+from ui import charts, components, form, live, problems, times
 from ui.command import command
 from ui.plot import plot
 
@@ -21,6 +21,7 @@ HEADLINE = ("accuracy", "latency_p50_s", "throughput_tok_s", "flops_per_problem"
 HEADLINE_TEXT = ("perplexity_token", "perplexity_byte", "throughput_tok_s", "flops_total")
 HIDDEN = ("accuracy_low", "accuracy_high")  # shown as the interval of the accuracy
 CHART_HEIGHT = 260
+UNDO, UNDO_S = "undo_delete", 120.0
 
 
 def show(store: Store, run_id: str) -> None:
@@ -47,9 +48,8 @@ def _head(run: Run) -> None:
         strategy = components.plain(run.spec.strategy)
         st.title(f"{components.plain(run.spec.model)} · {strategy}", anchor=False, width="stretch")
         st.page_link(components.RUNS_PAGE, label="All runs", icon=":material/table_rows:")
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
     where = run.result.environment.get("hardware_name", "") if run.result else ""
-    parts = [f"run {run.run_id}", run.spec.task.name, made, where, f"from the {run.source}"]
+    parts = [f"run {run.run_id}", run.spec.task.name, times.text(run.created), where, f"from the {run.source}"]
     words = st.container(horizontal=True, vertical_alignment="center")
     with words:
         components.state_badge(run.state)
@@ -83,21 +83,30 @@ def _actions(store: Store, run: Run) -> None:
             st.switch_page(components.RUN_PAGE)
         if run.state.is_final and st.button("Delete", icon=":material/delete:", key="delete"):
             store.runs.delete(run.run_id)
-            st.session_state["undo_delete"] = run.run_id
+            st.session_state[UNDO] = (run.run_id, time.monotonic())
             st.switch_page(components.RUNS_PAGE)
 
 
 def undo_banner(store: Store) -> None:
-    """After a deletion: the way back."""
-    run_id = st.session_state.get("undo_delete")
+    """For a while after a deletion: the way back."""
+    run_id, at = st.session_state.get(UNDO, ("", 0.0))
     if not run_id:
+        return
+    if time.monotonic() - at > UNDO_S or not _is_deleted(store, run_id):
+        del st.session_state[UNDO]
         return
     words, button = st.columns([5, 1], vertical_alignment="center")
     words.success(f"Run {run_id} is deleted.", icon=":material/delete:")
     if button.button("Undo", icon=":material/undo:", width="stretch", key="undo"):
         store.runs.restore(run_id)
-        del st.session_state["undo_delete"]
         st.rerun()
+
+
+def _is_deleted(store: Store, run_id: str) -> bool:
+    try:
+        return store.runs.poll(run_id)["deleted_at"] is not None
+    except NotFound:  # removed for good
+        return False
 
 
 def _ended_early(store: Store, run: Run) -> None:

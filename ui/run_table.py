@@ -9,7 +9,7 @@ import streamlit as st
 
 from spec.choices import JobState
 from store import Store
-from ui import components
+from ui import components, times
 
 LIMIT = 500
 COLUMNS = (
@@ -61,7 +61,7 @@ def show(store: Store) -> str | None:
         column_config={
             "Accuracy (%)": st.column_config.NumberColumn(format="%.1f"),
             "Median latency (s)": st.column_config.NumberColumn(format="%.3g"),
-            "Made": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
+            "Made": st.column_config.DatetimeColumn(format=times.COLUMN_FORMAT, help="Your local time."),
         },
         height=min(560, 38 + 35 * len(rows)),
         hide_index=True,
@@ -92,7 +92,7 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "Accuracy (%)": [None if r["accuracy"] is None else 100 * r["accuracy"] for r in rows],
             "Median latency (s)": [r["latency_p50_s"] for r in rows],
             "n": [r["n_problems"] for r in rows],
-            "Made": pd.to_datetime([r["created"] for r in rows], unit="s"),
+            "Made": [times.moment(r["created"]) for r in rows],
             "Run": [r["run_id"] for r in rows],
             "Message": [r["message"] for r in rows],
         }

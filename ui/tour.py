@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
-
 import streamlit as st
 
 from engine.catalog import list_models
+from spec.choices import FINAL_STATES, JobState
 from spec.tour import TOUR_LIMIT, TOUR_MODELS, tour_specs
-from store import Store
+from store import Job, Store
 from ui import components
 from ui.charts import axis, layout, to_json
 from ui.plot import plot
@@ -37,7 +36,11 @@ ALT = "A sketch of a frontier: five points joined by a step line, and paler poin
 
 
 def offer(store: Store) -> None:
-    """The button that queues the tour, or the reason why it cannot run here."""
+    """The button that queues the tour, or how far it is, or the reason why it cannot run here."""
+    if left := len(going(store)):
+        st.markdown(f"The tour is on its way, {left} of {len(tour_specs())} runs to go. The points appear here.")
+        components.worker_banner(store)
+        return
     reason = unavailable()
     label = f"Take the tour: {len(tour_specs())} runs, about two minutes"
     if st.button(label, type="primary", icon=":material/play_arrow:", disabled=reason is not None, key="tour"):
@@ -64,11 +67,17 @@ def unavailable() -> str | None:
 
 
 def start(store: Store) -> None:
-    """Queue all of the tour, or nothing of it; a double click queues it once."""
-    nonce = st.session_state.setdefault("tour_nonce", secrets.token_hex(8))
+    """Queue all of the tour, or nothing of it where it is queued already, whoever did so."""
     with store.write():
-        for number, spec in enumerate(tour_specs()):
-            store.jobs.enqueue(spec, idempotency_key=f"tour-{nonce}-{number}", source="tour")
+        if not going(store):
+            for spec in tour_specs():
+                store.jobs.enqueue(spec, source="tour")
+
+
+def going(store: Store) -> list[Job]:
+    """The jobs of a tour that have not ended."""
+    live = [s for s in JobState if s not in FINAL_STATES]
+    return [job for job in store.jobs.list(live, limit=None) if job.source == "tour"]
 
 
 def schematic() -> str:
