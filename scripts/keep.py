@@ -33,6 +33,8 @@ def keep(command: list[str], *, delay_s: float = RESTART_DELAY_S) -> int:
     killed_at: list[float] = []
     while True:
         process = subprocess.Popen(command)
+        if stopping:  # the signal came while the process was being started, and reached nobody
+            process.terminate()
         code = process.wait()
         if code >= 0 or stopping:
             return code if code >= 0 else 128 - code
@@ -44,6 +46,8 @@ def keep(command: list[str], *, delay_s: float = RESTART_DELAY_S) -> int:
             return 128 - code
         print(f"{command[-1]} was killed by {name}; starting it again.", file=sys.stderr, flush=True)
         time.sleep(delay_s)
+        if stopping:
+            return 128 - code
 
 
 if __name__ == "__main__":

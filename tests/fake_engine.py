@@ -1,7 +1,7 @@
 """An engine process without a model: the model's name says how it behaves. Started like ``jobs.child``.
 
-``ok`` answers every problem at once, ``slow`` takes 0.1 s each, ``slow-load`` 2 s to load; all resume and obey a cancel. The others misbehave
-after their second answer: see ``MISBEHAVIOUR``.
+``ok`` answers every problem at once, ``slow`` takes 0.1 s each, ``slow-load`` takes 2 s to load; all resume and obey a
+cancel. The others misbehave after their second answer: see ``MISBEHAVIOUR``.
 """
 
 import dataclasses

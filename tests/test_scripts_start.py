@@ -80,3 +80,28 @@ def test_stopping_the_keeper_stops_the_command(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_signal_during_the_pause_before_a_restart_ends_the_keeper(tmp_path):
+    log = tmp_path / "starts"
+    process = keeper(
+        f"import os, signal; f = open({str(log)!r}, 'a'); f.write('x'); f.close(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert b"starting it again" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGKILL
+    assert log.read_text() == "x"
+
+
+def test_a_signal_while_the_command_is_being_started_reaches_it():
+    code = (
+        "import os, signal, subprocess, sys; sys.path.insert(0, 'scripts'); import keep\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, *args):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        super().__init__(*args)\n"
+        "subprocess.Popen = Popen\n"
+        "sys.exit(keep.keep(['sleep', '60']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    assert process.wait(20) == 128 + signal.SIGTERM
