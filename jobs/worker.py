@@ -25,7 +25,6 @@ from jobs.attempt import STALL_S, Attempt, Ending, Orders, Outcome
 from jobs.host import CHILD, EngineProcess
 from jobs.lock import SlotLock
 from jobs.pool import EnginePool
-from spec.choices import JobState
 from spec.errors import StoreError, unknown
 from store import Lease, Store, open_store
 
@@ -34,14 +33,14 @@ SPARE_AFTER_S = 1.0
 PRESENCE_S = 5.0
 MIN_FREE_BYTES = 256 * 2**20
 DEVICES = ("auto", "cpu")
-WAITING = (JobState.QUEUED, JobState.RETRY_WAIT)
 log = logging.getLogger("isoquant.worker")
 
 
 class Worker:
     """One worker for one database and one device.
 
-    ``device``: ``auto`` gives runs the GPU where there is one, ``cpu`` hides it. ``command`` starts the engine process.
+    ``device``: ``auto`` gives runs the GPU where there is one; ``cpu`` hides it, and leaves the runs that ask for it to
+    another worker. ``command`` starts the engine process.
     """
 
     def __init__(
@@ -61,6 +60,8 @@ class Worker:
             self.path = store.path
         slot = "cpu" if device == "cpu" or not gpus() else "gpu"
         self.lock = SlotLock(Path(f"{self.path}.worker-{slot}.lock"))
+        # Without a GPU in the machine nobody else could take such a run, which then fails with the reason.
+        self.devices = DEVICES if device == "cpu" and gpus() else None
         env = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
         self.pool = EnginePool(lambda: EngineProcess(command, env=env, keep_fds=(self.lock.fd,)))
         self.presence = Presence(self.path, self.name, device)
@@ -78,7 +79,7 @@ class Worker:
             with open_store(self.path) as store, self.presence:
                 log.info("Worker %s waits for runs in %s.", self.name, self.path)
                 while not self.orders.release:
-                    if not self._one(store) and until_idle and not store.jobs.list(WAITING, limit=1):
+                    if not self._one(store) and until_idle and not store.jobs.any_waiting(self.devices):
                         return
         finally:
             self.pool.close()
@@ -121,7 +122,7 @@ class Worker:
             return None
         try:
             store.jobs.reap()
-            lease = store.jobs.claim(self.name)
+            lease = store.jobs.claim(self.name, self.devices)
         except StoreError as error:
             self._say_full(str(error))
             return None

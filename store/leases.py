@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from spec.choices import JobState
 from spec.errors import SpecError
 from spec.results import Phase, Progress, RunResult
@@ -10,16 +12,14 @@ from store.connection import Connection, Row
 from store.errors import LeaseLost
 from store.job_rows import HELD, MAX_DETAIL, READ_JOB, WAITING, Job, Lease, move, read_job
 from store.run_rows import save_progress, save_result
-from store.values import text
+from store.values import marks, text
 
 LEASE_S = 30.0
 MAX_CRASHES = 3
 BACKOFF_S = 5.0
 CANCELLED = "Cancelled; what was measured until then is kept."
-_DUE = (
-    "SELECT job_id FROM jobs WHERE state IN ('queued','retry_wait') "
-    "AND (not_before IS NULL OR not_before <= ? OR boot_id IS NOT ?) ORDER BY id LIMIT 1"
-)
+_WAITS = "SELECT job_id FROM jobs JOIN runs USING (run_id) WHERE jobs.state IN ('queued','retry_wait')"
+_DUE = " AND (not_before IS NULL OR not_before <= ? OR boot_id IS NOT ?) ORDER BY jobs.id LIMIT 1"
 
 
 class Leases:
@@ -28,19 +28,26 @@ class Leases:
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection, self._clock = connection, clock
 
-    def claim(self, worker: str) -> Lease | None:
+    def claim(self, worker: str, devices: Collection[str] | None = None) -> Lease | None:
         """The oldest job that is due, now held by ``worker`` for 30 s; None when there is none.
 
-        A job whose specification this program cannot read is failed, and the next one tried.
+        ``devices``: only runs that ask for one of them; None takes all. A job whose specification this program cannot
+        read is failed, and the next one tried.
         """
-        now = (self._clock.now(), self._clock.boot_id())
-        while self._connection.value(_DUE, now) is not None:  # looking takes no lock: idle workers disturb nobody
+        condition, names = _on(devices)
+        due, values = _WAITS + condition + _DUE, [*names, self._clock.now(), self._clock.boot_id()]
+        while self._connection.value(due, values) is not None:  # looking takes no lock: idle workers disturb nobody
             with self._connection.write():
-                job_id = self._connection.value(_DUE, now)
+                job_id = self._connection.value(due, values)
                 lease = self._take(job_id, worker) if job_id is not None else None
             if lease is not None and self._is_readable(lease):
                 return lease
         return None
+
+    def any_waiting(self, devices: Collection[str] | None = None) -> bool:
+        """Whether ``claim`` has something to give, now or later."""
+        condition, names = _on(devices)
+        return self._connection.value(f"{_WAITS}{condition} LIMIT 1", names) is not None
 
     def _take(self, job_id: str, worker: str) -> Lease:
         """Hold one waiting job; for use inside a transaction."""
@@ -186,6 +193,11 @@ class Leases:
         job_id, columns = held["job_id"], words | (columns or {})
         move(self._connection, self._clock, job_id, HELD, after, event, columns=columns, note=reason)
         return after
+
+
+def _on(devices: Collection[str] | None) -> tuple[str, list[str]]:
+    """The condition that a run asks for one of ``devices``, and its values."""
+    return ("", []) if devices is None else (f" AND runs.device IN ({marks(devices)})", [*devices])
 
 
 def hold(connection: Connection, lease: Lease, clock: Clock) -> Row:

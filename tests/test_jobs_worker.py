@@ -20,7 +20,7 @@ from jobs.worker import Worker
 from spec.choices import JobState
 from spec.errors import SpecError, StoreError
 from spec.results import Answered, Phase
-from spec.run_spec import RunSpec, TaskSpec
+from spec.run_spec import RunSpec, Runtime, TaskSpec
 from store import open_store
 from tests.fake_engine import answer
 from tests.patience import slack, until
@@ -346,6 +346,15 @@ def test_a_second_worker_is_refused(store):
 def test_an_unknown_device_names_the_valid_ones(store):
     with pytest.raises(SpecError, match="cpu"):
         Worker(store.path, device="gpu7")
+
+
+@pytest.mark.parametrize(("machine", "state"), [(("a GPU",), JobState.QUEUED), ((), JobState.SUCCEEDED)])
+def test_a_worker_without_the_gpu_leaves_its_runs_to_one_that_has_it(store, work, monkeypatch, machine, state):
+    monkeypatch.setattr("jobs.worker.gpus", lambda: machine)
+    wanted = [RunSpec("ok", task=TaskSpec(limit=3), runtime=Runtime(device=d)) for d in ("cuda:0", "auto", "cpu")]
+    jobs = [store.jobs.enqueue(s) for s in wanted]
+    work(device="cpu")
+    assert [store.jobs.get(j.job_id).state for j in jobs] == [state, JobState.SUCCEEDED, JobState.SUCCEEDED]
 
 
 @pytest.mark.slow
