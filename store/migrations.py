@@ -42,6 +42,15 @@ MIGRATIONS: list[Migration] = [
 
 def open_connection(path: Path) -> Connection:
     """A configured connection to the database at ``path`` (a real path), made or brought up to date where needed."""
+    try:
+        return _open(path)
+    except OSError as error:
+        raise StoreError(
+            f"The database {path} cannot be opened ({error.strerror}); choose a folder that can be read and written."
+        ) from error
+
+
+def _open(path: Path) -> Connection:
     if not path.exists() or _inspect(path) < len(MIGRATIONS):
         with _locked(path):
             _prepare(path)

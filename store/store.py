@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from spec.errors import StoreError, shorten
 from store import backup as backups
 from store.answers import Answers
 from store.clock import Clock
@@ -88,4 +89,8 @@ def open_store(path: Path | str | None = None, *, clock: Clock | None = None) ->
     """
     check_library()
     where = Path(path).expanduser() if path is not None else home() / FILE_NAME
-    return Store(open_connection(Path(os.path.realpath(where))), clock)
+    try:
+        real = os.path.realpath(where)
+    except (OSError, ValueError) as error:  # e.g. a NUL in the name
+        raise StoreError(f"{shorten(str(where))} is no path of a database: {error}.") from error
+    return Store(open_connection(Path(real)), clock)

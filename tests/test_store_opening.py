@@ -168,6 +168,23 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
     one_sentence(error)
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".db", "x" * 300 + "/isoquant.db", "a\0b.db"])
+def test_a_path_that_the_system_refuses_is_refused(tmp_path, name):
+    with pytest.raises(StoreError) as error:
+        open_store(tmp_path / "in" / name)
+    one_sentence(error)
+
+
+def test_a_folder_that_may_not_be_searched_is_refused(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(migrations.Path, "exists", refuse)
+    with pytest.raises(StoreError, match="Permission denied") as error:
+        open_store(tmp_path / "isoquant.db")
+    one_sentence(error)
+
+
 def test_a_network_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(migrations, "NETWORK_FILE_SYSTEMS", frozenset(_file_systems()))
     with pytest.raises(StoreError, match="network disk"):
