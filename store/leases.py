@@ -82,17 +82,17 @@ class Leases:
         return read_job(self._connection.rows(f"{READ_JOB} WHERE job_id = ?", (job_id,))[0])
 
     def heartbeat(self, lease: Lease, progress: Progress | None = None, phase: Phase | str | None = None) -> bool:
-        """Renew the lease, write progress and phase; True when the user asked to cancel. Raises LeaseLost."""
+        """Renew the lease, write progress, phase and that there is life; True when the user asked to cancel. Raises LeaseLost."""
         with self._connection.write():
             held = hold(self._connection, lease, self._clock)
             if progress is not None:
                 save_progress(self._connection, lease.run_id, progress, self._clock.wall())
+            signs: Row = {"updated": self._clock.wall()}
             if phase is not None:
                 name, detail = (phase, None) if isinstance(phase, str) else (phase.name, phase.detail)
-                self._connection.execute(
-                    "UPDATE runs SET phase = ?, phase_detail = ? WHERE run_id = ?",
-                    (text(name), text(detail), lease.run_id),
-                )
+                signs |= {"phase": text(name), "phase_detail": text(detail)}
+            names = ", ".join(f"{name} = ?" for name in signs)
+            self._connection.execute(f"UPDATE runs SET {names} WHERE run_id = ?", [*signs.values(), lease.run_id])
         return bool(held["state"] == JobState.CANCELLING)
 
     def finish(self, lease: Lease, result: RunResult) -> None:

@@ -52,7 +52,7 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "tokens": "Tokens generated in this attempt.",
             "elapsed_s": "Seconds of measuring in this attempt.",
             "tok_s": "Tokens per second over the last seconds; none unless it runs.",
-            "updated": f"When state or progress were last written, {WALL}.",
+            "updated": f"Last change of state, or last sign of life while it runs, {WALL}.",
             "hardware_id": "Machine that measured it.",
             "model_fingerprint": "Which weights these were.",
             "commit_id": "Git commit of the program that measured it, `+` where files differed.",

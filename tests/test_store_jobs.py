@@ -93,6 +93,16 @@ def test_a_job_that_waits_is_cancelled_at_once(store):
     assert events(store, job.job_id) == [("queued", "queued"), ("cancelled", "cancelled")]
 
 
+def test_a_heartbeat_is_a_sign_of_life_before_there_is_any_progress(store, clock):
+    job = store.jobs.enqueue(a_spec())
+    lease = store.jobs.claim("w")
+    for phase in (Phase("load", "Loading"), None):
+        clock.pass_time(5)
+        store.jobs.heartbeat(lease, None, phase)
+        polled = store.runs.poll(job.run_id)
+        assert (polled["updated"], polled["phase"]) == (clock.wall(), "load")
+
+
 def test_a_running_job_is_told_to_stop_by_its_heartbeat(store, other):
     store.jobs.enqueue(a_spec())
     lease = store.jobs.claim("w")
