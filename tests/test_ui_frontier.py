@@ -1,7 +1,9 @@
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from apptest import button, visit, words
 from synthetic import HARDWARE, OTHER, fill, fill_many, result
@@ -156,6 +158,110 @@ def test_an_impossible_filter_offers_a_way_back(home):
     assert at.get("bidi_component")
 
 
+def scored_text(store):
+    """A run of the task perplexity: it has neither accuracy nor problems."""
+    found = result(spec := RunSpec("lab-s", task=TaskSpec("perplexity:/a.txt")), random.Random(0))
+    kept = {k: v for k, v in found.measures.items() if not k.startswith(("accuracy", "n_", "pass", "flops_per"))}
+    return store.runs.save(spec, replace(found, measures=kept | {"perplexity_byte": 2.5, "perplexity_token": 9.0}))
+
+
+def test_runs_that_only_score_a_text_are_drawn_on_axes_they_have(empty):
+    with open_store() as store:
+        run_id = scored_text(store)
+    at = visit()
+    assert at.get("bidi_component")
+    assert at.query_params == {"x": "flops_total", "y": "perplexity_byte"}
+    at = visit(run=run_id)
+    assert "On the frontier" in words(at)
+    assert "nan" not in words(at)
+
+
+def test_show_everything_is_only_offered_where_it_shows_more(empty):
+    spec = RunSpec("lab-s", task=TaskSpec(limit=100))
+    with open_store() as store:
+        store.runs.save(spec, replace(result(spec, random.Random(0)), measures={}))
+    at = visit()
+    assert "No run here has both" in words(at)
+    assert [b.label for b in at.button] == []
+
+
+def with_energy(store, joules, method="rapl", valid=True, seed=0):
+    spec = RunSpec("lab-s", strategy=Majority(n=8), task=TaskSpec(limit=100), seed=seed)
+    found = result(spec, random.Random(seed))
+    energies = {"energy_j": joules, "j_per_correct": joules / 50}
+    return store.runs.save(
+        spec,
+        replace(
+            found, measures=found.measures | energies, energy_method=method, energy_valid=valid, energy_reason=None
+        ),
+    )
+
+
+def test_an_energy_that_is_not_valid_is_left_out_and_counted(empty):
+    with open_store() as store:
+        good, bad = with_energy(store, 100.0), with_energy(store, 0.001, valid=False, seed=1)
+        shown, view = selected(store, x="energy_j")
+        assert list(shown.frame["run_id"]) == [good]
+        assert not shown.mixed_methods
+        card = str(frontier.picture(shown, view, {}, None).points.card[0])
+        assert "Energy by energy counters of the processor" in card
+        assert len(selected(store, x="wall_s")[0].frame) == 2
+    at = visit(x="energy_j")
+    assert "1 run has an energy that is not valid and cannot be compared" in words(at)
+    assert "cannot be drawn" not in words(at)
+    assert "different sources" not in words(at)
+    assert "not in the picture" in words(visit(x="energy_j", run=bad))
+
+
+def test_energies_of_different_sources_are_marked(empty):
+    with open_store() as store:
+        with_energy(store, 100.0)
+        with_energy(store, 50.0, method="nvml_counter", seed=1)
+    at = visit(x="j_per_correct")
+    assert "come from different sources" in words(at)
+    assert set(at.dataframe[0].value["Energy by"]) == {"energy counters of the processor", "energy counter of the GPU"}
+
+
+def test_a_value_of_nought_is_drawn_or_counted(empty):
+    with open_store() as store:
+        for seed, tokens in enumerate((0, 0, 900)):
+            spec = RunSpec("lab-s", task=TaskSpec(limit=100), seed=seed)
+            found = result(spec, random.Random(seed))
+            store.runs.save(spec, replace(found, measures=found.measures | {"tokens_verifier": tokens}))
+    at = visit(x="tokens_verifier")
+    assert not at.toggle(key="fr_log_x_tokens_verifier").value
+    assert at.query_params == {"x": "tokens_verifier", "xscale": "linear"}
+    assert "log scale" not in words(at)
+    at.toggle(key="fr_log_x_tokens_verifier").set_value(True).run()
+    assert "2 runs lie at 0, which a log scale cannot show" in words(at)
+    assert visit(x="wall_s").toggle(key="fr_log_x_wall_s").value
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "unit", "factor"),
+    [
+        ("flops_per_problem", [1.09e8, 2.4e9, 9e8], "MFLOP", 1e-6),
+        ("latency_p50_s", [0.012, 0.034], "ms", 1e3),
+        ("wall_s", [3.0, 12.0, 900.0], "s", 1.0),
+        ("peak_memory_bytes", [0.0, 3e9], "GB", 1e-9),
+        ("energy_j", [np.nan], "J", 1.0),
+        ("throughput_tok_s", [5e4], "tokens/s", 1.0),
+    ],
+)
+def test_a_column_has_one_prefix_that_makes_its_figures_short(measure, values, unit, factor):
+    found, words = explorer.column_unit(MEASURES[measure], pd.Series(values))
+    assert (words, found) == (unit, pytest.approx(factor))
+
+
+def test_the_table_says_compute_in_units_that_can_be_read(store):
+    shown, view = selected(store)
+    table, _ = explorer.columns_of(frontier.within(shown, view), shown, store.runs.hardware())
+    column = next(c for c in table if c.startswith("Compute per problem"))
+    assert column.endswith("FLOP)")
+    assert column != "Compute per problem (FLOP)"
+    assert table[column].between(0.01, 10_000).all()
+
+
 def test_the_export_names_its_columns_and_disarms_formulas(store):
     shown, view = selected(store, x="wall_s")
     found = export.table(frontier.within(shown, view), view, store.runs.hardware())
@@ -214,7 +320,8 @@ def test_a_landing_result_is_a_new_state_of_the_page(empty):
     with open_store() as store:
         store.runs.save(spec, result(spec, random.Random(0), OTHER))
     at = visit()
-    assert "1 of 1 runs are on the frontier" in words(at)
+    assert "The only run here is on the frontier" in words(at)
+    assert "1 run. Drag a box" in words(at)
     with open_store() as store:
         store.runs.save(spec, result(spec, random.Random(1), OTHER))
     assert " of 2 runs" in words(at.run())

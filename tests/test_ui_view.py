@@ -9,7 +9,7 @@ from ui.view import AXES, View, log_by_default
 NAMES = st.text(min_size=1, max_size=40).filter(str.strip)
 SOME = st.lists(NAMES, max_size=3, unique=True).map(tuple)
 AXIS = st.sampled_from([m.name for m in AXES])
-VALUE = st.floats(-1e9, 1e9, allow_nan=False).map(lambda v: float(f"{v:.5g}"))
+VALUE = st.floats(-1e9, 1e9, allow_nan=False).map(lambda v: float(f"{v:.12g}"))
 
 
 @st.composite
@@ -45,6 +45,11 @@ def test_a_link_restores_the_scales(view, log_x, log_y):
     view = replace(view, log_x=log_x, log_y=log_y)
     found, _ = View.from_params(view.to_params())
     assert (found.is_log_x, found.is_log_y) == (log_x, log_y)
+
+
+def test_a_narrow_box_stays_as_it_was_drawn():
+    box = Box(123456.7, 123463.2, 0.5, 0.500001)
+    assert View.from_params(View(box=box).to_params())[0].box == box
 
 
 NAMED = st.sampled_from(["x", "y", "xscale", "yscale", "task", "hw", "model", "run", "box"])

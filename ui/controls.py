@@ -5,22 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from spec.measures import MEASURES, Measure
 from store import Store
 from ui import components, data
-from ui.frontier import Choice
+from ui.frontier import Choice, usual_view
 from ui.view import AXES, EVERYTHING, View, log_by_default
 
 SEEN = "frontier_link"
 
 
-def read_view() -> View:
+def read_view(store: Store) -> View:
     """The view of the URL; widgets are set anew when the URL has changed by itself (a link, the back button)."""
     params = {name: st.query_params.get_all(name) for name in st.query_params}
     if params != st.session_state.get(SEEN):
         view, complaints = View.from_params(params)
+        if not {"x", "y"} & params.keys():
+            usual = usual_view(store)
+            view = replace(view, x=usual.x, y=usual.y)
         st.session_state["frontier_complaints"] = complaints
         for key in [k for k in st.session_state if str(k).startswith("fr_")]:
             del st.session_state[key]
@@ -39,12 +44,14 @@ def write_view(view: View) -> None:
 
 def show(store: Store) -> View:
     """Axes and filters; returns the view they describe, which is then in the URL too."""
-    view = read_view()
+    view = read_view(store)
     with st.sidebar:
-        x, log_x = _axis("Across", "x", view.x, view.log_x)
-        y, log_y = _axis("Up", "y", view.y, view.log_y)
+        across, up = st.container(), st.container()
+        x, y = _axis(across, "Across", "x", view.x), _axis(up, "Up", "y", view.y)
+        found, offered = data.points(store, replace(view, x=x, y=y))
+        log_x = _scale(across, "x", x, view.log_x if x == view.x else None, found["x"])
+        log_y = _scale(up, "y", y, view.log_y if y == view.y else None, found["y"])
         view = replace(view, x=x, y=y, log_x=log_x, log_y=log_y)
-        _, offered = data.points(store, view)
         view = _filters(view, offered, store.runs.hardware())
     for complaint in st.session_state.pop("frontier_complaints", ()):
         st.warning(components.plain(complaint), icon=":material/link_off:")
@@ -52,9 +59,9 @@ def show(store: Store) -> View:
     return view
 
 
-def _axis(label: str, axis: str, name: str, log: bool | None) -> tuple[str, bool]:
+def _axis(place: DeltaGenerator, label: str, axis: str, name: str) -> str:
     names = [m.name for m in AXES]
-    chosen = st.selectbox(
+    return place.selectbox(
         label,
         names,
         index=names.index(name),
@@ -62,9 +69,12 @@ def _axis(label: str, axis: str, name: str, log: bool | None) -> tuple[str, bool
         key=f"fr_{axis}",
         help=MEASURES[name].formula,
     )
-    value = log if log is not None and chosen == name else log_by_default(MEASURES[chosen])
-    is_log = st.toggle("Log scale", value, key=f"fr_log_{axis}_{chosen}")
-    return chosen, is_log
+
+
+def _scale(place: DeltaGenerator, axis: str, measure: str, log: bool | None, values: pd.Series) -> bool:
+    """Log or linear; where nothing was chosen linear as soon as a value has no place on a log scale."""
+    usual = log_by_default(MEASURES[measure]) and not (values <= 0).any()
+    return place.toggle("Log scale", usual if log is None else log, key=f"fr_log_{axis}_{measure}")
 
 
 def _axis_label(measure: Measure) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import pandas as pd
 import streamlit as st
 
 from analysis.explain import Point, why_dominated
-from analysis.format import SHARES, measure_text
-from spec.measures import MEASURES
+from analysis.format import SHARES, measure_text, si
+from spec.measures import MEASURES, Measure
 from store import NotFound, Store
 from ui import components, data, export, frontier, times
+from ui.charts import SYMBOLS
 from ui.controls import change_view, reset_view
 from ui.frontier import Selection
 from ui.plot import plot
@@ -26,7 +28,9 @@ def chart(store: Store, view: View) -> None:
     """The picture, and one sentence on what it says."""
     shown = data.selection(store, view)
     frame, _ = data.points(store, view)
-    st.caption(sentence(shown, view, left_out=_without_values(store, len(frame))))
+    invalid = frontier.invalid_energies(store, view.x, view.y)
+    lacking = store.runs.count({"state": "succeeded"}) - len(frame) - invalid
+    st.caption(sentence(shown, view, lacking, invalid))
     if shown.mixed_hardware or shown.mixed_tasks:
         what = " and ".join(w for w, m in (("hardware", shown.mixed_hardware), ("tasks", shown.mixed_tasks)) if m)
         st.warning(
@@ -34,8 +38,15 @@ def chart(store: Store, view: View) -> None:
             "Hollow marks are those of another kind than most.",
             icon=":material/compare_arrows:",
         )
+    if shown.mixed_methods:
+        methods = sorted(frontier.method_name(m) for m in shown.frame["energy_method"].unique())
+        st.warning(
+            f"The energies come from different sources, which do not measure the same parts of a machine: "
+            f"{', '.join(methods)}.",
+            icon=":material/bolt:",
+        )
     if len(shown.frame) == 0:
-        empty(view)
+        empty(store, view)
         return
     plot(
         data.figure(store, view),
@@ -48,12 +59,8 @@ def chart(store: Store, view: View) -> None:
     )
 
 
-def _without_values(store: Store, points: int) -> int:
-    return store.runs.count({"state": "succeeded"}) - points
-
-
-def sentence(shown: Selection, view: View, left_out: int) -> str:
-    """What the chart says, and what it leaves out."""
+def sentence(shown: Selection, view: View, left_out: int, invalid: int = 0) -> str:
+    """What the chart says, and what it leaves out: runs without a measure, and those whose energy is not valid."""
     total, best = len(shown.frame), len(shown.frontier)
     parts = []
     if best:
@@ -61,15 +68,23 @@ def sentence(shown: Selection, view: View, left_out: int) -> str:
         ends = [f.iloc[int(shown.frontier[i])] for i in (0, -1)]
         spans = [f"{measure_text(shown.y, e['y'])} at {measure_text(shown.x, e['x'])}" for e in ends]
         reach = spans[0] if best == 1 else f"from {spans[0]} to {spans[1]}"
-        parts.append(f"{best:,} of {total:,} runs are on the frontier, {reach}.")
+        runs = f"{best:,} of {total:,} runs {'is' if best == 1 else 'are'}" if total > 1 else "The only run here is"
+        parts.append(f"{runs} on the frontier, {reach}.")
     if shown.sampled:
         drawn = len(shown.drawn) + best
         parts.append(f"{drawn:,} points are drawn: the frontier and a random sample of the rest.")
+    if hidden := frontier.off_scale(shown, view):
+        parts.append(f"{_runs(hidden, 'lies', 'lie')} at 0, which a log scale cannot show.")
+    if invalid:
+        parts.append(f"{_runs(invalid, 'has', 'have')} an energy that is not valid and cannot be compared.")
     if left_out:
         x, y = shown.x.label.lower(), shown.y.label.lower()
-        runs = "1 run has" if left_out == 1 else f"{left_out:,} runs have"
-        parts.append(f"{runs} no {y} or no {x} and cannot be drawn.")
+        parts.append(f"{_runs(left_out, 'has', 'have')} no {y} or no {x} and cannot be drawn.")
     return components.plain(" ".join(parts))
+
+
+def _runs(number: int, one: str, several: str) -> str:
+    return f"1 run {one}" if number == 1 else f"{number:,} runs {several}"
 
 
 def alt(shown: Selection) -> str:
@@ -79,14 +94,14 @@ def alt(shown: Selection) -> str:
     return f"{y} against {x}: {len(shown.frame)} runs, {best} of them on the frontier. The table lists them."
 
 
-def empty(view: View) -> None:
+def empty(store: Store, view: View) -> None:
     """No run passes the filters, or none has both measures."""
     st.info(
         f"No run here has both {MEASURES[view.x].label.lower()} and {MEASURES[view.y].label.lower()} "
         "and passes the filters.",
         icon=":material/filter_alt_off:",
     )
-    if view != View():
+    if view.to_params() != frontier.usual_view(store).to_params():
         st.button("Show everything", on_click=reset_view, icon=":material/restart_alt:")
 
 
@@ -123,10 +138,11 @@ def _pinned(store: Store, view: View, shown: Selection) -> None:
 def verdict(store: Store, view: View, shown: Selection, row: int | None) -> str:
     """Where a run stands: on the frontier, beaten by whom and why, or not in this picture."""
     if row is None:
-        return "This run is not in the picture: the filters leave it out, or it lacks one of the two measures."
+        return "This run is not in the picture: the filters leave it out, or it lacks a measure or a valid energy."
     found = shown.frame.iloc[row]
     figures = f"{shown.y.label} {measure_text(shown.y, found['y'])}, {shown.x.label.lower()} "
-    figures += f"{measure_text(shown.x, found['x'])}, n = {found['n_problems']:.0f}."
+    figures += f"{measure_text(shown.x, found['x'])}"
+    figures += "." if pd.isna(found["n_problems"]) else f", n = {found['n_problems']:.0f}."
     by = frontier.dominator(shown, row)
     if by is None:
         return f"On the frontier: no run shown here is better on both counts. {figures}"
@@ -144,7 +160,13 @@ def _table(store: Store, view: View, shown: Selection) -> None:
     rows = frontier.within(shown, view)
     line = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
     with line:
-        what = f"{len(rows):,} selected" if view.box else f"All {len(rows):,} runs, the frontier first"
+        what = (
+            f"{len(rows):,} selected"
+            if view.box
+            else "1 run"
+            if len(rows) == 1
+            else f"All {len(rows):,} runs, the frontier first"
+        )
         more = f"; the first {TABLE_ROWS} are listed" if len(rows) > TABLE_ROWS else ""
         hint = "" if view.box else " Drag a box on the chart to select; click a point to pin it."
         st.caption(f"{what}{more}.{hint}", width="stretch")
@@ -177,12 +199,15 @@ def columns_of(rows: pd.DataFrame, shown: Selection, hardware: dict[str, str]) -
         "Strategy": st.column_config.TextColumn(width="medium"),
     }
     for measure, values in ((shown.y, rows["y"]), (shown.x, rows["x"])):
-        title = f"{measure.label} ({'%' if measure.name in SHARES else measure.unit})".removesuffix(" ()")
-        found[title] = values * (100 if measure.name in SHARES else 1)
-        form = "%.1f" if measure.name in SHARES else "%.3g"
+        factor, unit = (100, "%") if measure.name in SHARES else column_unit(measure, values)
+        title = f"{measure.label} ({unit})".removesuffix(" ()")
+        found[title] = values * factor
+        form = "%.1f" if measure.name in SHARES else "localized" if measure.integer and factor == 1 else "%.3g"
         looks[title] = st.column_config.NumberColumn(format=form, help=measure.formula)
     found["n"] = rows["n_problems"]
     looks["n"] = st.column_config.NumberColumn(format="%d", help="Problems answered.")
+    if shown.mixed_methods:
+        found["Energy by"] = [frontier.method_name(m) for m in rows["energy_method"]]
     if shown.mixed_tasks:
         found["Task"] = rows["where"].astype(object)
     if shown.mixed_hardware:
@@ -191,6 +216,15 @@ def columns_of(rows: pd.DataFrame, shown: Selection, hardware: dict[str, str]) -
     looks["Measured"] = st.column_config.DatetimeColumn(format=times.COLUMN_FORMAT, help="Your local time.")
     found["Run"] = rows["run_id"].astype(object)
     return found, looks
+
+
+def column_unit(measure: Measure, values: pd.Series) -> tuple[float, str]:
+    """One prefix for a whole column, that of its middle value: what to multiply by, and the unit with the prefix."""
+    middle = values[values > 0].median()
+    if measure.unit not in SYMBOLS or pd.isna(middle):
+        return 1.0, measure.unit
+    number, _, unit = si(middle, measure.unit).partition(" ")
+    return 10.0 ** (3 * round(math.log10(float(number) / middle) / 3)), unit
 
 
 def _picker(ids: list[str]) -> Callable[[], None]:

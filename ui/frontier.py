@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,40 @@ from numpy.typing import NDArray
 
 from analysis.format import MISSING, measure_text, percent
 from analysis.frontier import dominators, frontier
-from spec.measures import MEASURES, Measure
-from store import Store
+from spec.measures import MEASURES, Group, Measure
+from store import Between, Store
 from ui.charts import escape
 from ui.frontier_chart import Picture, Points
 from ui.view import EVERYTHING, View
 
-TEXTS = ("model", "weights", "strategy", "strategy_text", "task", "split", "hardware_id")
-NUMBERS = ("batch_size", "n_problems", "accuracy_low", "accuracy_high", "created")
+TEXTS = ("model", "weights", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method")
+NUMBERS = ("batch_size", "n_problems", "accuracy_low", "accuracy_high", "created", "energy_valid")
+METHODS = {
+    "nvml_counter": "energy counter of the GPU",
+    "nvml_power": "power samples of the GPU",
+    "rapl": "energy counters of the processor",
+    "modelled": "a model, not a sensor",
+}
+USUAL_AXES = (
+    ("flops_per_problem", "accuracy"),
+    ("flops_total", "perplexity_byte"),
+    ("flops_total", "perplexity_token"),
+    ("wall_s", "throughput_tok_s"),
+)
 MAX_DRAWN = 5_000  # more cover each other, and cost the browser a second
 SAMPLE_SEED = 0
 Indices = NDArray[np.intp]
 
 
 def load(store: Store, x: str, y: str) -> pd.DataFrame:
-    """Every succeeded run that has both measures, oldest first: x, y, run_id, ``TEXTS`` as categories, ``NUMBERS``."""
+    """Every succeeded run that has both measures, oldest first: x, y, run_id, ``TEXTS`` as categories, ``NUMBERS``.
+
+    Where an axis is an energy, runs whose energy is not valid are left out.
+    """
     rows = store.runs.frontier_rows(x, y, columns=("run_id", *TEXTS, *NUMBERS))
+    if is_energy(x, y):
+        valid = [v != 0 for v in rows["energy_valid"]]
+        rows = {name: list(compress(values, valid)) for name, values in rows.items()}
     frame = pd.DataFrame({"run_id": np.asarray(rows["run_id"], dtype=object)})
     for name in ("x", "y", *NUMBERS):
         frame[name] = np.asarray(rows[name], dtype=np.float64)
@@ -40,6 +59,25 @@ def load(store: Store, x: str, y: str) -> pd.DataFrame:
         frame[name] = pd.Categorical.from_codes(codes, categories=words.astype(object))
     frame["where"] = _group(frame, "task", "split")
     return frame
+
+
+def is_energy(*names: str) -> bool:
+    """Whether one of these measures is an energy."""
+    return any(MEASURES[name].group is Group.ENERGY for name in names)
+
+
+def invalid_energies(store: Store, x: str, y: str) -> int:
+    """How many runs ``load`` leaves out because their energy is not valid."""
+    found = {"state": "succeeded", "energy_valid": 0, x: Between(), y: Between()}
+    return store.runs.count(found) if is_energy(x, y) else 0
+
+
+def usual_view(store: Store) -> View:
+    """The view of the first axes of ``USUAL_AXES`` that some run has: runs that score a text have no accuracy."""
+    for x, y in USUAL_AXES:
+        if store.runs.count({"state": "succeeded", x: Between(), y: Between()}):
+            return View(x, y)
+    return View()
 
 
 def _group(frame: pd.DataFrame, task: str, split: str) -> pd.Categorical:
@@ -90,6 +128,7 @@ class Selection:
     drawn: Indices
     mixed_tasks: bool
     mixed_hardware: bool
+    mixed_methods: bool
 
     @property
     def sampled(self) -> bool:
@@ -122,7 +161,14 @@ def select(frame: pd.DataFrame, view: View, offered: Choice) -> Selection:
         rest,
         mixed_tasks=rows["where"].nunique() > 1,
         mixed_hardware=rows["hardware_id"].nunique() > 1,
+        mixed_methods=is_energy(view.x, view.y) and rows["energy_method"].nunique() > 1,
     )
+
+
+def off_scale(selection: Selection, view: View) -> int:
+    """How many rows a log scale cannot show."""
+    f = selection.frame
+    return int(((f["x"] <= 0) & view.is_log_x | (f["y"] <= 0) & view.is_log_y).sum())
 
 
 def find(selection: Selection, run_id: str | None) -> int | None:
@@ -208,13 +254,15 @@ def _interval(rows: pd.DataFrame, measure: Measure) -> tuple[NDArray[np.float64]
 
 def _cards(rows: pd.DataFrame, selection: Selection, hardware: dict[str, str]) -> list[str]:
     """The hover texts: what was chosen, what was measured, how and when. Many, so repeated parts are made once."""
-    columns = ["model", "strategy_text", "weights", "batch_size", "where", "hardware_id"]
+    columns = ["model", "strategy_text", "weights", "batch_size", "where", "energy_method", "hardware_id"]
     kinds, at = _distinct(rows, columns)
     heads = [
         f"<b>{escape(model)}</b>  {escape(strategy)}<br>{weights}, batch {batch:.0f}, {escape(task)}"
-        for model, strategy, weights, batch, task, _ in kinds
+        for model, strategy, weights, batch, task, _, _ in kinds
     ]
     places = [escape(hardware.get(kind[-1], "unknown hardware")) for kind in kinds]
+    if is_energy(selection.x.name, selection.y.name):
+        places = [f"Energy by {method_name(kind[-2])}<br>{at}" for kind, at in zip(kinds, places, strict=True)]
     days, day_at = pd.factorize((rows["created"] // 86_400).to_numpy())[::-1]
     day_names = [time.strftime("%Y-%m-%d", time.gmtime(day * 86_400)) for day in days]
     low, high = rows["accuracy_low"].to_numpy(), rows["accuracy_high"].to_numpy()
@@ -226,6 +274,11 @@ def _cards(rows: pd.DataFrame, selection: Selection, hardware: dict[str, str]) -
         f"{heads[k]}<br>{x_name}: {vx}<br>{y_name}: {vy}<br>n = {n}<br>{places[k]}, {day_names[d]}"
         for k, vx, vy, n, d in zip(at, x, y, counts, day_at, strict=True)
     ]
+
+
+def method_name(method: object) -> str:
+    """Where an energy comes from, in words."""
+    return METHODS.get(str(method), "an unknown method")
 
 
 def _distinct(rows: pd.DataFrame, columns: list[str]) -> tuple[list[tuple[Any, ...]], NDArray[np.intp]]:

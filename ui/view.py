@@ -75,7 +75,7 @@ class View:
                 found[name] = list(values)
         if self.box:
             b = self.box
-            found["box"] = [",".join(f"{v:.5g}" for v in (b.x0, b.x1, b.y0, b.y1))]
+            found["box"] = [",".join(f"{v:.12g}" for v in (b.x0, b.x1, b.y0, b.y1))]
         return found
 
     @classmethod
