@@ -42,6 +42,7 @@ app = st.App(
     routes=[
         Route("/api/health", routes.health),
         Route("/r/{run_id}", routes.permalink),
+        Route("/frontier", routes.frontier),
         Route(routes.SCRIPT_PATH, routes.plotly_script),
     ],
     middleware=[Middleware(SameOrigin), Middleware(Pages)],

@@ -74,6 +74,19 @@ def test_a_deep_link_runs_the_entry_script(page):
     expect(page.get_by_role("link", name="Frontier")).to_be_visible()
 
 
+def test_the_frontier_is_found_under_its_name_too(page):
+    go(page, "/frontier?x=wall_s")
+    drawn(page)
+    expect(page).to_have_url(re.compile(r"/\?x=wall_s$"))
+    expect(page.get_by_text("Page not found")).to_have_count(0)
+
+
+def test_addresses_in_a_name_are_no_links(page):
+    go(page, "/?x=www.evil.example%20http://evil.example%20a@b.example%20%26lt;b%26gt;")
+    expect(page.get_by_text(re.compile("does not exist"))).to_contain_text("&lt;b&gt;")
+    assert page.get_by_role("link", name=re.compile("example")).count() == 0
+
+
 def test_a_box_selects_and_the_link_restores_it(page):
     go(page, "/")
     drag(page, drawn(page), 0.2, 0.1, 0.6, 0.7)

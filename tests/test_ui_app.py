@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from apptest import visit, words
+from starlette.requests import Request
 
 from store import open_store
 from store.connection import APPLICATION_ID
@@ -79,6 +80,14 @@ def test_the_chart_library_is_served_compressed():
     assert answer.headers["content-encoding"] == "gzip"
     assert "immutable" in answer.headers["cache-control"]
     assert len(answer.body) < 2_000_000
+
+
+@pytest.mark.parametrize(("query", "target"), [("", "/"), ("x=wall_s&box=1%2C2&model=a%20b", "/?{}")])
+def test_the_frontier_is_found_under_its_name_too(query, target):
+    scope = {"type": "http", "method": "GET", "path": "/frontier", "query_string": query.encode(), "headers": []}
+    answer = routes.frontier(Request(scope))
+    assert answer.status_code == 302
+    assert answer.headers["location"] == target.format(query)
 
 
 def not_a_database(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
@@ -11,7 +12,7 @@ from spec.errors import StoreError
 from store import open_store
 from ui.plot import SCRIPT_PATH, script_gzip
 
-__all__ = ["SCRIPT_PATH", "health", "permalink", "plotly_script"]
+__all__ = ["SCRIPT_PATH", "frontier", "health", "permalink", "plotly_script"]
 
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 
@@ -30,6 +31,11 @@ def permalink(request: Request) -> Response:
     if not RUN_ID.fullmatch(run_id):
         return PlainTextResponse("A run's id has twelve hexadecimal digits; check the link.", 404)
     return RedirectResponse(f"/runs?run={run_id}", 302)
+
+
+def frontier(request: Request) -> Response:
+    """``/frontier`` leads to the page at ``/``, which Streamlit knows under no other address."""
+    return RedirectResponse(str(URL(path="/", query=request.url.query)), 302)
 
 
 def plotly_script(request: Request) -> Response:
