@@ -209,6 +209,21 @@ def test_a_finished_run_leads_to_the_frontier():
     assert any("See it on the frontier" in str(link.proto.label) for link in at.get("page_link"))
 
 
+def test_the_latest_runs_are_drawn_again_while_one_is_live(monkeypatch):
+    asked = []
+    real = live.st.fragment
+    monkeypatch.setattr(live.st, "fragment", lambda part, **more: asked.append(part.__name__) or real(part, **more))
+    with open_store() as store:
+        _, lease = live_run(store)
+    assert "Latest runs" in words(visit("run"))
+    assert asked == ["_recent"]
+    with open_store() as store:
+        store.jobs.finish(lease, result(RunSpec(MODEL, task=TaskSpec(limit=100)), random.Random(0)))
+    asked.clear()
+    assert "Latest runs" in words(visit("run"))
+    assert asked == []
+
+
 def test_an_unknown_run_in_the_address_is_a_sentence():
     at = visit("run", run="ffffffffffff")
     assert "There is no run 'ffffffffffff' here" in words(at)

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import time
 from types import SimpleNamespace
@@ -7,10 +8,10 @@ from apptest import button, visit, words
 from synthetic import answer, fill, result
 
 from spec.choices import JobState
-from spec.results import Progress
+from spec.results import Candidate, Progress
 from spec.run_spec import RunSpec, TaskSpec
 from store import open_store
-from ui import problems, times
+from ui import components, problems, run_table, times
 
 
 @pytest.fixture
@@ -80,6 +81,44 @@ def test_votes_are_counted_most_frequent_first():
     assert [n for _, n in counted] == sorted((n for _, n in counted), reverse=True)
     assert sum(n for _, n in counted) == 16
     assert counted[0][0] == one.answer
+
+
+def scored(*pairs):
+    candidates = tuple(Candidate("", a, a == "1", 1, "stop", s) for a, s in pairs)
+    return dataclasses.replace(answer(0, random.Random(0), 1), candidates=candidates)
+
+
+def test_what_decides_is_shown_not_only_how_often():
+    one = scored(("7", 0.2), ("7", 0.2), ("7", 0.1), ("1", 0.9), (None, 0.9), ("1", None))
+    assert problems.weights(one, "majority") == [("7", 3), ("1", 2)]
+    assert problems.weights(one, "weighted") == [("1", 0.9), ("7", pytest.approx(0.5))]
+    assert problems.weights(one, "best-of-n") == [("1", 0.9), ("7", 0.2)]
+    assert problems.frame([one], "weighted")["Votes by score"][0] == [0.9, pytest.approx(0.5)]
+    assert "Votes" not in problems.frame([one], "best-of-n")
+    assert problems.frame([one])["Votes"][0] == [3, 2]
+
+
+def test_the_caption_counts_what_matches(ids, monkeypatch):
+    monkeypatch.setattr(run_table, "LIMIT", 5)
+    failed = failed_run()
+    assert f"The newest 5 of {len(ids) + 1} runs." in words(visit("runs"))
+    assert "The newest 5 runs that match." in words(visit("runs", runs_search="lab-m"))
+    at = visit("runs", session={"runs_state": "failed"})
+    assert "1 run. Click a row" in words(at)
+    assert list(at.dataframe[0].value["Run"]) == [failed]
+    assert f"The newest 5 of {len(ids)} runs." in words(visit("runs", session={"runs_state": "done"}))
+
+
+ENERGIES = ("energy_j", "j_per_token", "j_per_problem", "j_per_correct")
+
+
+@pytest.mark.parametrize("valid", [True, False, None])
+def test_every_figure_of_an_invalid_energy_is_marked(valid):
+    found = result(RunSpec("lab-s"), random.Random(0))
+    measures = dict.fromkeys((*ENERGIES, "idle_w"), 5.0) | {"wall_s": 1.0, "j_per_correct": None}
+    made = dataclasses.replace(found, measures=measures, energy_valid=valid, energy_reason="too short")
+    html = components.measure_rows("", [*ENERGIES, "idle_w", "wall_s"], made)
+    assert html.count("(not valid: too short)") == (3 if valid is False else 0)
 
 
 def test_delete_and_undo(ids):

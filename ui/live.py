@@ -20,6 +20,7 @@ from ui.frontier import label as short_name
 
 POLL_S = 1.0
 STALLED_S = 20.0
+RECENT_S = 3.0
 LIVE = tuple(s for s in JobState if s not in FINAL_STATES)
 PHASES = {
     "load": "Loading the model",
@@ -227,11 +228,29 @@ def _strip(version: int) -> None:
 
 
 def recent(except_for: str | None = None, limit: int = 6) -> None:
-    """The newest runs, each with its state and a link."""
+    """The newest runs, each with its state and a link; kept up to date while one of them is live."""
+    rows = _newest(except_for, limit)
+    if any(JobState(r["state"]) in LIVE for r in rows):
+        st.fragment(_recent, run_every=RECENT_S)(except_for, limit)
+    else:
+        _list(rows)
+
+
+def _recent(except_for: str | None, limit: int) -> None:
+    rows = _newest(except_for, limit)
+    _list(rows)
+    if not any(JobState(r["state"]) in LIVE for r in rows):
+        st.rerun()  # once, of the whole page, which then no longer polls for this
+
+
+def _newest(except_for: str | None, limit: int) -> list[dict[str, Any]]:
     columns = ("run_id", "state", "model", "strategy_text", "accuracy", "created")
     with data.store() as store:
         rows = store.runs.table(columns=columns, limit=limit + 1)
-    rows = [r for r in rows if r["run_id"] != except_for][:limit]
+    return [r for r in rows if r["run_id"] != except_for][:limit]
+
+
+def _list(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     st.markdown("**Latest runs**")

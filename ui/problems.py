@@ -16,11 +16,14 @@ from ui import components
 PAGE = 25
 MAX_CANDIDATES = 64
 ONLY = {"correct": "correct", "wrong": "wrong", "failed": "failed"}
+WEIGHTS = {"weighted": "Votes by score", "best-of-n": "Best score"}  # where it is no count that decides
+WEIGHT_HELP = {"weighted": "Sum of the scores of each answer", "best-of-n": "Best score of each answer"}
 MARKS = {True: "✓", False: "✗", None: "·"}
 
 
 def show(store: Store, run: Run) -> None:
     """The list of problems, page by page, and the one that is picked."""
+    strategy = run.spec.strategy.name
     if not store.answers.count(run.run_id):
         return
     st.markdown("**Problems**")
@@ -36,11 +39,11 @@ def show(store: Store, run: Run) -> None:
         page = st.pagination(last, key=f"page_{run.run_id}_{only}") if last > 1 else 1
     answers = store.answers.page(run.run_id, (page - 1) * PAGE, PAGE, only)
     picked = st.dataframe(
-        frame(answers),
+        frame(answers, strategy),
         column_config={
             "Question": st.column_config.TextColumn(width="large"),
-            "Votes": st.column_config.BarChartColumn(
-                help="How the candidates voted, the most frequent answer first.", y_min=0
+            WEIGHTS.get(strategy, "Votes"): st.column_config.BarChartColumn(
+                help=f"{WEIGHT_HELP.get(strategy, 'How often each answer was given')}, the strongest first.", y_min=0
             ),
         },
         height=min(320, 38 + 35 * len(answers)),
@@ -52,12 +55,12 @@ def show(store: Store, run: Run) -> None:
     )
     rows = picked.selection.rows
     if rows and rows[0] < len(answers):
-        one(answers[rows[0]])
+        one(answers[rows[0]], strategy)
     else:
         st.caption(f"{found:,} problems. Click a row to read its candidates.")
 
 
-def frame(answers: list[Answer]) -> pd.DataFrame:
+def frame(answers: list[Answer], strategy: str = "majority") -> pd.DataFrame:
     """The rows of the list."""
     return pd.DataFrame(
         {
@@ -66,7 +69,7 @@ def frame(answers: list[Answer]) -> pd.DataFrame:
             "Question": [a.question for a in answers],
             "Reference": [a.reference for a in answers],
             "Answer": [a.answer if a.error is None else a.error for a in answers],
-            "Votes": [[n for _, n in votes(a)][:12] for a in answers],
+            WEIGHTS.get(strategy, "Votes"): [[n for _, n in weights(a, strategy)][:12] for a in answers],
             "Tokens": [a.tokens_generated for a in answers],
             "Latency": [duration(a.latency_s) for a in answers],
             "Problem": [a.problem_id for a in answers],
@@ -79,7 +82,19 @@ def votes(answer: Answer) -> list[tuple[str, int]]:
     return Counter(c.answer for c in answer.candidates if c.answer is not None).most_common()
 
 
-def one(answer: Answer) -> None:
+def weights(answer: Answer, strategy: str) -> list[tuple[str, float]]:
+    """What each answer weighs with a strategy, strongest first: its votes, the sum of its scores or its best score."""
+    if strategy not in WEIGHTS:
+        return list(votes(answer))
+    found: dict[str, float] = {}
+    for c in answer.candidates:
+        if c.answer is not None and c.score is not None:
+            before = found.get(c.answer, 0.0)
+            found[c.answer] = before + c.score if strategy == "weighted" else max(before, c.score)
+    return sorted(found.items(), key=lambda pair: -pair[1])
+
+
+def one(answer: Answer, strategy: str = "majority") -> None:
     """One problem in full."""
     with st.container(border=True):
         st.text(answer.question)
@@ -92,7 +107,7 @@ def one(answer: Answer) -> None:
             f"**{components.plain(answer.reference or 'none')}**."
         )
         if len(answer.candidates) > 1:
-            _votes(answer)
+            _votes(answer, strategy)
         for number, candidate in enumerate(answer.candidates[:MAX_CANDIDATES]):
             chosen = ", chosen" if number == answer.chosen else ""
             score = f", score {candidate.score:.3f}" if candidate.score is not None else ""
@@ -107,20 +122,30 @@ def one(answer: Answer) -> None:
             st.caption(f"{len(answer.candidates) - MAX_CANDIDATES} more candidates are kept and not listed.")
 
 
-def _votes(answer: Answer) -> None:
-    found = votes(answer)
+def _votes(answer: Answer, strategy: str) -> None:
+    counts = dict(votes(answer))
+    found = list(counts.items())
+    if strategy in WEIGHTS:
+        by_weight = dict(weights(answer, strategy))
+        found.sort(key=lambda pair: -by_weight.get(pair[0], 0.0))
     right = {c.answer: c.correct for c in answer.candidates}
     silent = len(answer.candidates) - sum(n for _, n in found)
     table: dict[str, Any] = {
         "Answer": [a for a, _ in found] + (["none given"] if silent else []),
         "": [MARKS[right[a]] for a, _ in found] + ([""] if silent else []),
-        "Votes": [n for _, n in found] + ([silent] if silent else []),
+        "Given": [n for _, n in found] + ([silent] if silent else []),
     }
+    if strategy in WEIGHTS:
+        table[WEIGHTS[strategy]] = [by_weight.get(a) for a, _ in found] + ([None] if silent else [])
     bar = st.column_config.ProgressColumn(min_value=0, max_value=len(answer.candidates), format="%d")
     st.dataframe(
         pd.DataFrame(table),
-        column_config={"Votes": bar, "Answer": st.column_config.TextColumn(width="medium")},
+        column_config={
+            "Given": bar,
+            "Answer": st.column_config.TextColumn(width="medium"),
+            WEIGHTS.get(strategy, "Votes"): st.column_config.NumberColumn(format="%.3f"),
+        },
         hide_index=True,
-        height=min(215, 38 + 35 * len(table["Votes"])),
-        alt="Votes for each answer.",
+        height=min(215, 38 + 35 * len(table["Given"])),
+        alt="How often each answer was given, and what it weighs.",
     )

@@ -53,9 +53,8 @@ def show(store: Store) -> str | None:
     if not rows:
         empty(store, bool(search or chosen))
         return None
-    total = store.runs.count()
-    more = f"the newest {LIMIT} of {total:,} runs" if len(rows) == LIMIT else f"{len(rows):,} runs"
-    st.caption(f"{more[0].upper()}{more[1:]}. Click a row to open it.")
+    st.caption(f"{how_many(store, rows, search or '', chosen)} Click a row to open it.")
+    rows = rows[:LIMIT]
     picked = st.dataframe(
         frame(rows),
         column_config={
@@ -75,9 +74,19 @@ def show(store: Store) -> str | None:
 
 
 def find(store: Store, search: str, chosen: str | None) -> list[dict[str, Any]]:
-    """The newest runs that match."""
+    """The newest runs that match, one more than are listed where there are more."""
     filters = {"state": FILTERS[chosen]} if chosen in FILTERS else None
-    return store.runs.table(filters, COLUMNS, limit=LIMIT, search=search[:300], deleted=chosen == DELETED)
+    return store.runs.table(filters, COLUMNS, limit=LIMIT + 1, search=search[:300], deleted=chosen == DELETED)
+
+
+def how_many(store: Store, rows: list[dict[str, Any]], search: str, chosen: str | None) -> str:
+    """How many runs match; of more than are listed only where the database counts them at once."""
+    if len(rows) <= LIMIT:
+        return "1 run." if len(rows) == 1 else f"{len(rows):,} runs."
+    if search.strip() or chosen == DELETED:
+        return f"The newest {LIMIT} runs that match."
+    total = store.runs.count({"state": FILTERS[chosen]} if chosen in FILTERS else None)
+    return f"The newest {LIMIT} of {total:,} runs."
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
