@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ BATCH = 50
 BATCH_S = 0.25
 TICK_S = 0.1
 STALL_S = 600.0
+SHOWN_BESIDE = 3
 RETRY_WRITE_S = 1.0
 PASSING = frozenset({5, 6, 10, 13})  # SQLITE_BUSY, _LOCKED, _IOERR, _FULL
 CANCELLED = "Cancelled; what was measured until then is kept."
@@ -207,6 +208,8 @@ class Attempt:
         jobs, lease = self.store.jobs, self.lease
         match ending.outcome:
             case Outcome.SUCCEEDED:
+                if (result := ending.result) is not None and (others := jobs.beside(lease.run_id)):
+                    ending.result = replace(result, notes=[*result.notes, beside(others)])
                 self._persist(lambda: jobs.finish(lease, ending.result))
             case Outcome.CANCELLED:
                 self._persist(lambda: jobs.finish_cancelled(lease))
@@ -239,6 +242,13 @@ class Attempt:
                     log.warning("%s Trying again every second; nothing is lost meanwhile.", error)
                 waiting = True
                 time.sleep(RETRY_WRITE_S)
+
+
+def beside(others: Sequence[str]) -> str:
+    """The note for a result that was measured while these runs were."""
+    more = f" and {len(others) - SHOWN_BESIDE} more" if len(others) > SHOWN_BESIDE else ""
+    runs = f"Run {others[0]} was" if len(others) == 1 else f"Runs {', '.join(others[:SHOWN_BESIDE])}{more} were"
+    return f"{runs} measured at the same time, so times and energy may be higher than this run alone would have."
 
 
 def may_pass(error: StoreError) -> bool:

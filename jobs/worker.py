@@ -65,7 +65,6 @@ class Worker:
         env = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
         self.pool = EnginePool(lambda: EngineProcess(command, env=env, keep_fds=(self.lock.fd,)))
         self.presence = Presence(self.path, self.name, device)
-        self._disk_was_full = False
         self._idle_since: float | None = None
 
     def work(self, *, until_idle: bool = False) -> None:
@@ -126,15 +125,16 @@ class Worker:
         except StoreError as error:
             self._say_full(str(error))
             return None
-        if self._disk_was_full:
+        if self.presence.reason is not None:
             log.info("The database can be written again; going on.")
-            self._disk_was_full = False
+            self.presence.reason = None
         return lease
 
     def _say_full(self, reason: str) -> None:
-        if not self._disk_was_full:
-            log.error("%s No run is started until that changes.", reason)
-        self._disk_was_full = True
+        words = f"{reason} No run is started until that changes."
+        if self.presence.reason is None:
+            log.error("%s", words)
+        self.presence.reason = words
 
     def _idle(self) -> None:
         """Wait a little, by a random time so that workers do not march in step; keep a spare engine at hand."""
@@ -146,11 +146,12 @@ class Worker:
 
 
 class Presence(threading.Thread):
-    """Says every few seconds that the worker is there, busy or not, so that a page can tell when it is not."""
+    """Says every few seconds that the worker is there, with its run or why it takes none, so that a page can tell."""
 
     def __init__(self, path: str, worker: str, device: str) -> None:
         super().__init__(daemon=True, name="presence")
         self.run_id: str | None = None
+        self.reason: str | None = None
         self._path, self._worker, self._device = path, worker, device
         self._end = threading.Event()
 
@@ -171,7 +172,7 @@ class Presence(threading.Thread):
                 if not known:
                     store.workers.register(self._worker, self._device)
                     known = True
-                store.workers.heartbeat(self._worker, self.run_id)
+                store.workers.heartbeat(self._worker, self.run_id, self.reason)
             self._end.wait(PRESENCE_S)
         if store is not None:
             with contextlib.suppress(StoreError):

@@ -14,6 +14,19 @@ from store.job_rows import HELD, MAX_DETAIL, READ_JOB, WAITING, Job, Lease, move
 from store.run_rows import save_progress, save_result
 from store.values import marks, text
 
+# Attempts as spans of event numbers, which ascend with time for all jobs together.
+_BESIDE = f"""
+WITH mine AS (SELECT job_id FROM jobs WHERE run_id = :run),
+     others AS (SELECT job_id FROM jobs WHERE state IN ('{HELD[0]}','{HELD[1]}')
+                UNION SELECT job_id FROM job_events
+                WHERE id > (SELECT min(id) FROM job_events WHERE job_id IN mine)),
+     spans AS (SELECT job_id, id AS began, coalesce((SELECT min(id) FROM job_events AS later
+                                                     WHERE later.job_id = claims.job_id AND later.id > claims.id
+                                                     AND event != 'cancel requested'), 9e18) AS ended
+               FROM job_events AS claims WHERE event = 'claimed' AND (job_id IN mine OR job_id IN others))
+SELECT DISTINCT jobs.run_id FROM spans AS own JOIN spans AS other ON other.began < own.ended AND own.began < other.ended
+JOIN jobs ON jobs.job_id = other.job_id WHERE own.job_id IN mine AND other.job_id NOT IN mine ORDER BY jobs.id
+"""
 LEASE_S = 30.0
 MAX_CRASHES = 3
 BACKOFF_S = 5.0
@@ -82,7 +95,10 @@ class Leases:
         return read_job(self._connection.rows(f"{READ_JOB} WHERE job_id = ?", (job_id,))[0])
 
     def heartbeat(self, lease: Lease, progress: Progress | None = None, phase: Phase | str | None = None) -> bool:
-        """Renew the lease, write progress, phase and that there is life; True when the user asked to cancel. Raises LeaseLost."""
+        """Renew the lease, write progress and phase; True when the user asked to cancel. Raises LeaseLost.
+
+        The run's ``updated`` is the time of the newest heartbeat, also while there is no progress yet.
+        """
         with self._connection.write():
             held = hold(self._connection, lease, self._clock)
             if progress is not None:
@@ -125,6 +141,10 @@ class Leases:
             if retry:
                 return self._give_up(held, "crashed", reason, detail, crashed=True, delay=True)
             return self._end(held, JobState.FAILED, "failed", reason=reason, detail=detail)
+
+    def beside(self, run_id: str) -> list[str]:
+        """The runs that were being measured during an attempt at this one, whichever job it belonged to."""
+        return [row[0] for row in self._connection.execute(_BESIDE, {"run": text(run_id)})]
 
     def reap(self) -> list[str]:
         """Take back the jobs of workers that are gone, and return their names (``job_id``).

@@ -36,7 +36,7 @@ class Migration:
 
 MIGRATIONS: list[Migration] = [
     Migration("The first schema.", migration_0001.STATEMENTS),
-    Migration("Lost workers that made progress are forgiven.", migration_0002.STATEMENTS),
+    Migration("Lost workers that made progress are forgiven; workers say why they wait.", migration_0002.STATEMENTS),
 ]
 
 

@@ -195,6 +195,7 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "seen": "Its last sign of life.",
             "seen_clock": "The same on the machine's monotonic clock.",
             "run_id": "What it measures.",
+            "reason": "Sentence for the user on why it starts no run now; none when it would.",
         },
     ),
     "settings": (

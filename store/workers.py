@@ -14,7 +14,10 @@ KEPT_S = 7 * 86_400.0
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker as last heard of. Times are seconds since 1970; ``run_id`` is what it measures."""
+    """A worker as last heard of. Times are seconds since 1970; ``run_id`` is what it measures.
+
+    ``reason``: a sentence on why it starts no run now; None when it would.
+    """
 
     name: str
     device: str | None
@@ -22,6 +25,7 @@ class Worker:
     started: float
     seen: float
     run_id: str | None
+    reason: str | None
     alive: bool
 
 
@@ -49,11 +53,12 @@ class Workers:
             self._connection.execute("DELETE FROM workers WHERE name = ? OR seen < ?", (row["name"], now - KEPT_S))
             self._connection.insert("workers", row)
 
-    def heartbeat(self, name: str, run_id: str | None = None) -> None:
-        """A sign of life, with the run it measures."""
+    def heartbeat(self, name: str, run_id: str | None = None, reason: str | None = None) -> None:
+        """A sign of life, with the run it measures, or why it starts none."""
+        now = (self._clock.wall(), self._clock.now(), self._clock.boot_id())
         self._connection.execute(
-            "UPDATE workers SET seen = ?, seen_clock = ?, boot_id = ?, run_id = ? WHERE name = ?",
-            (self._clock.wall(), self._clock.now(), self._clock.boot_id(), text(run_id), text(name)),
+            "UPDATE workers SET seen = ?, seen_clock = ?, boot_id = ?, run_id = ?, reason = ? WHERE name = ?",
+            (*now, text(run_id), text(reason), text(name)),
         )
 
     def unregister(self, name: str) -> None:
@@ -71,5 +76,5 @@ class Workers:
     def _worker(self, row: Row) -> Worker:
         recent = row["boot_id"] == self._clock.boot_id() and self._clock.now() - row["seen_clock"] <= ALIVE_S
         dead = Process(row["pid"], row["start"], row["namespace"]).is_dead()
-        kept = ("name", "device", "pid", "started", "seen", "run_id")
+        kept = ("name", "device", "pid", "started", "seen", "run_id", "reason")
         return Worker(alive=recent and not dead, **{name: row[name] for name in kept})

@@ -326,13 +326,31 @@ def test_a_disk_with_no_room_starts_no_run_and_says_so_once(store, monkeypatch, 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("jobs.worker.POLL_S", 0.01)
     job = store.jobs.enqueue(spec())
-    free = iter([1000] * 5)
-    usage = psutil.disk_usage("/")
-    monkeypatch.setattr("jobs.worker.shutil.disk_usage", lambda path: usage._replace(free=next(free, 10**10)))
+    monkeypatch.setattr("jobs.worker.PRESENCE_S", 0.01)
+    usage, shown = psutil.disk_usage("/"), []
+
+    def disk_usage(path):
+        """Full until the worker has let the pages know."""
+        shown.extend(w.reason for w in store.workers.list() if w.reason)
+        return usage._replace(free=10**10 if shown else 1000)
+
+    monkeypatch.setattr("jobs.worker.shutil.disk_usage", disk_usage)
     Worker(store.path, command=FAKE).work(until_idle=True)
+    assert "0 MB are free" in shown[0]
     assert store.jobs.get(job.job_id).state is JobState.SUCCEEDED
     assert sum("No run is started" in r.message for r in caplog.records) == 1
     assert any("going on" in r.message for r in caplog.records)
+
+
+def test_a_result_says_which_runs_were_measured_beside_it(store, work):
+    alone = store.jobs.enqueue(spec())
+    work()
+    foreground = store.jobs.start(spec("slow", 1000), "me")
+    job = store.jobs.enqueue(spec())
+    work()
+    assert not any("same time" in note for note in store.runs.get(alone.run_id).result.notes)
+    (note,) = (note for note in store.runs.get(job.run_id).result.notes if "same time" in note)
+    assert note.startswith(f"Run {foreground.run_id} was measured at the same time")
 
 
 @pytest.mark.slow

@@ -445,3 +445,31 @@ def test_cancel_and_finish_at_the_same_moment_end_the_job_once(store):
         ends = [state for _, state in events(store, lease.job_id) if JobState(state).is_final]
         assert ends == [job.state] == [store.runs.poll(lease.run_id)["state"]]
         assert (store.runs.get(lease.run_id).result is not None) == (job.state is JobState.SUCCEEDED)
+
+
+def test_runs_that_were_measured_side_by_side_are_known(store):
+    before, mine, during, later = (store.jobs.enqueue(a_spec(seed=n)) for n in range(4))
+    first, lease = store.jobs.claim("v"), store.jobs.claim("w")
+    assert (first.run_id, lease.run_id) == (before.run_id, mine.run_id)
+    store.jobs.release(first)
+    again, second = store.jobs.claim("v"), store.jobs.claim("u")
+    assert (again.run_id, second.run_id) == (before.run_id, during.run_id)
+    store.jobs.finish_cancelled(second)
+    store.jobs.request_cancel(again.job_id)
+    store.jobs.finish_cancelled(again)
+    store.jobs.release(lease)
+    assert store.jobs.claim("w").run_id == mine.run_id
+    store.jobs.request_cancel(later.job_id)  # it only waited
+    assert store.jobs.beside(mine.run_id) == [before.run_id, during.run_id]
+    assert store.jobs.beside(during.run_id) == [before.run_id, mine.run_id]
+    assert store.jobs.beside(later.run_id) == []
+
+
+def test_a_run_measured_between_two_attempts_at_another_was_not_beside_it(store):
+    mine = store.jobs.enqueue(a_spec(seed=1))
+    store.jobs.finish_cancelled(store.jobs.claim("w"))
+    between = store.jobs.start(a_spec(seed=2), "w")
+    store.jobs.finish_cancelled(between)
+    store.jobs.enqueue(a_spec(seed=1), run_id=mine.run_id)
+    store.jobs.claim("w")
+    assert store.jobs.beside(mine.run_id) == store.jobs.beside(between.run_id) == []

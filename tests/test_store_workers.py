@@ -37,6 +37,15 @@ def test_a_worker_is_alive_while_it_gives_signs_of_life(store, clock):
     assert store.workers.list()[0].run_id is None
 
 
+def test_a_worker_says_why_it_starts_no_run(store):
+    store.workers.register("w")
+    assert store.workers.list()[0].reason is None
+    store.workers.heartbeat("w", reason="Only 3 MB are free.")
+    assert store.workers.list()[0].reason == "Only 3 MB are free."
+    store.workers.heartbeat("w")
+    assert store.workers.list()[0].reason is None
+
+
 def test_setting_the_wall_clock_kills_no_worker(store, clock):
     store.workers.register("w")
     clock.offset += 3600
