@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from commands import runs
+from commands.backup import backup
 from commands.catalog import models, strategies, tasks
 from commands.doctor import doctor
 from commands.export import export
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (run, submit, tour, worker, models, tasks, strategies, export, doctor):
+for verb in (run, submit, tour, worker, models, tasks, strategies, export, backup, doctor):
     app.command()(verb)
 app.add_typer(runs.app, name="runs")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,12 @@ from analysis.format import si
 from commands.database import open_database
 from commands.options import Db, Json
 from commands.output import EXIT_FAILED, print_json, print_table, say
+from spec.errors import StoreError
+from store import home, open_store
+from store.store import FILE_NAME
+
+if TYPE_CHECKING:
+    from engine.doctor import Check
 
 Calibrate = Annotated[bool, typer.Option("--calibrate", help="Measure copy bandwidth and matrix rate, and store them.")]
 Network = Annotated[bool, typer.Option("--network", help="Also ask whether the model hub can be reached.")]
@@ -20,8 +27,8 @@ def doctor(calibrate: Calibrate = False, network: Network = False, db: Db = None
     """Say what works on this machine, what does not, and why. Exit code 1 when something that is needed is missing."""
     from engine.doctor import report  # here, for it imports torch
 
-    checks = report(network=network)
-    ceilings = _calibrate(db) if calibrate else []
+    checks = [*report(network=network), check_database(db)]
+    ceilings = _calibrate(db) if calibrate else _known_ceilings(db)
     failed = any(c.status == "fail" for c in checks)
     if json:
         print_json({"checks": [dataclasses.asdict(c) for c in checks], "ceilings": ceilings})
@@ -33,12 +40,56 @@ def doctor(calibrate: Calibrate = False, network: Network = False, db: Db = None
     return EXIT_FAILED if failed else 0
 
 
-def _calibrate(db: str | None) -> list[dict[str, Any]]:
-    """Measure the ceilings of every device and keep them with the hardware they belong to."""
-    from engine.doctor import ceilings
+def check_database(db: str | None) -> Check:
+    """Whether the database can be opened and is whole, as far as a quick look at every page of it can tell."""
+    from engine.doctor import Check
+
+    path = _path(db)
+    try:
+        if not path.exists():
+            return Check("database", "ok", f"{path}: none yet")
+        with open_store(path) as store:
+            faults = store.integrity(quick=True)
+    except (OSError, StoreError) as error:
+        return Check("database", "fail", str(path), str(error))
+    if faults:
+        advice = f"{faults[0]}; stop Isoquant and put the newest copy that `python cli.py backup` made in its place."
+        return Check("database", "fail", f"{path}: damaged", advice)
+    return Check("database", "ok", str(path))
+
+
+def _path(db: str | None) -> Path:
+    return Path(db).expanduser() if db is not None else home() / FILE_NAME
+
+
+def _known_ceilings(db: str | None) -> list[dict[str, Any]]:
+    """The ceilings that an earlier ``--calibrate`` measured on this machine."""
     from engine.measure.hardware import fingerprint
 
-    found = [device.to_dict() for device in ceilings()]
+    try:
+        if not _path(db).exists():
+            return []
+        with open_store(_path(db)) as store:
+            return list(store.settings.get(_key(fingerprint()), []))
+    except (OSError, StoreError):  # the check of the database says what is wrong with it
+        return []
+
+
+def _key(machine: dict[str, Any]) -> str:
+    return f"ceilings:{machine['hardware_id']}"
+
+
+def _calibrate(db: str | None) -> list[dict[str, Any]]:
+    """Measure the ceilings of every device and keep them with the hardware they belong to."""
+    from engine.measure.hardware import fingerprint
+
+    found = _measure()
     with open_database(db) as store:
-        store.settings.set(f"ceilings:{fingerprint()['hardware_id']}", found)
+        store.settings.set(_key(fingerprint()), found)
     return found
+
+
+def _measure() -> list[dict[str, Any]]:
+    from engine.doctor import ceilings
+
+    return [device.to_dict() for device in ceilings()]

@@ -1,4 +1,4 @@
-"""``runs list | show | cancel | resume | delete | restore``: what is stored."""
+"""``runs list | show | cancel | resume | delete | restore | purge``: what is stored."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ Search = Annotated[str, typer.Option("--search", help="Only runs whose text has 
 State = Annotated[str | None, typer.Option("--state", help="Only runs in this state, e.g. succeeded.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at the most.")]
 Deleted = Annotated[bool, typer.Option("--deleted", help="The deleted runs instead of the others.")]
+Days = Annotated[int, typer.Option("--days", min=0, help="Only runs that were deleted so long ago.")]
 
-app = typer.Typer(no_args_is_help=True, help="Look at stored runs; cancel, resume, delete and restore them.")
+app = typer.Typer(no_args_is_help=True, help="Look at stored runs; cancel, resume, delete, restore and purge them.")
 
 
 @app.command("list")
@@ -72,9 +73,10 @@ def show(run_id: RunId, db: Db = None, json: Json = False) -> None:
         run = _get(store, run_id)
         job = store.jobs.of_run(run_id)
         answered = store.answers.count(run_id)
+        history = store.jobs.events(job.job_id) if job is not None else []
     detail = job.detail if job is not None else None
     if json:
-        print_json(as_json(run, answered, detail))
+        print_json(as_json(run, answered, detail) | {"history": history})
         return
     say(f"Run {run.run_id}: {run.spec}")
     say(f"{run.state}{' (deleted)' if run.deleted_at else ''}. {run.message or ''}".rstrip())
@@ -141,6 +143,17 @@ def restore(run_id: RunId, db: Db = None, json: Json = False) -> None:
         _get(store, run_id)
         store.runs.restore(run_id)
     _done("restored", run_id, json)
+
+
+@app.command()
+def purge(days: Days = 30, db: Db = None, json: Json = False) -> None:
+    """Remove for good, with their answers, the runs that were deleted at least so many days ago."""
+    with open_database(db) as store:
+        gone = store.runs.purge(days * 86_400.0)
+    if json:
+        print_json({"purged": gone})
+    else:
+        say(f"{gone} deleted run{'' if gone == 1 else 's'} removed for good.")
 
 
 def _get(store: Store, run_id: str) -> Run:

@@ -35,19 +35,17 @@ _INSERT = (
 
 
 class Only(StrEnum):
-    """Which answers a page shows. ``unchecked``: no reference answer to compare with."""
+    """Which answers a page shows."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     FAILED = "failed"
-    UNCHECKED = "unchecked"
 
 
 _CONDITIONS = {
     Only.CORRECT: " AND correct = 1",
     Only.WRONG: " AND correct = 0 AND error IS NULL",
     Only.FAILED: " AND error IS NOT NULL",
-    Only.UNCHECKED: " AND correct IS NULL AND error IS NULL",
 }
 
 
@@ -97,17 +95,6 @@ class Answers:
         """How many answers ``page`` has in all."""
         sql = f"SELECT count(*) FROM answers WHERE run_id = ?{_condition(only)}"
         return int(self._connection.value(sql, (text(run_id),)))
-
-    def outcomes(self, run_id: str) -> list[Row]:
-        """The answers without their texts, for charts and pairing of runs.
-
-        Keys: problem_id, repeat, level, correct, latency_s, ttft_s, tokens_prompt, tokens_generated, tokens_verifier.
-        """
-        return self._connection.rows(
-            "SELECT problem_id, repeat, level, correct, latency_s, ttft_s, tokens_prompt, tokens_generated, "
-            "tokens_verifier FROM answers WHERE run_id = ? ORDER BY id",
-            (text(run_id),),
-        )
 
     def _rows(self, run_id: str, condition: str, limit: int, offset: int) -> list[Row]:
         return self._connection.rows(

@@ -48,9 +48,14 @@ def backup_name(path: Path, reason: str) -> Path:
     return plain
 
 
-def integrity(connection: Connection) -> list[str]:
-    """What SQLite's full check finds wrong, broken references included; empty when all is well."""
+def integrity(connection: Connection, *, quick: bool = False) -> list[str]:
+    """What SQLite's full check finds wrong, broken references included; empty when all is well.
+
+    ``quick`` does not compare indexes with their tables: several times faster, and finds most but not all damage.
+    """
     try:
+        if quick:
+            return [str(row[0]) for row in connection.execute("PRAGMA quick_check") if row[0] != "ok"]
         found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
         broken = connection.execute("PRAGMA foreign_key_check")
     except StoreError as error:  # too damaged to be checked

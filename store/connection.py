@@ -170,6 +170,7 @@ _SENTENCES = {
     sqlite3.SQLITE_CANTOPEN: "The database {path} cannot be opened; check that its folder exists and may be written.",
     sqlite3.SQLITE_PERM: "The database {path} may not be opened; check its permissions.",
     sqlite3.SQLITE_NOTADB: "{path} is not a database; choose another path, or move the file away.",
-    sqlite3.SQLITE_CORRUPT: "The database {path} is damaged; stop Isoquant and put the newest backup in its place.",
+    sqlite3.SQLITE_CORRUPT: "The database {path} is damaged; stop Isoquant and put the newest copy that "
+    "`python cli.py backup` made in its place.",
     sqlite3.SQLITE_IOERR: "The disk failed while the database {path} was in use; check the disk, then try again.",
 }

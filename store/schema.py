@@ -213,8 +213,8 @@ One SQLite file in WAL mode, `isoquant.db` in `$ISOQUANT_HOME`, written only by 
 `python -m store.schema`. All tables are STRICT; times are UTC; an empty value means "not measured" or "does not
 apply", never zero.
 
-Do not open the file with another program while Isoquant runs; `Store.backup` makes a copy that can be read with
-anything.
+Do not open the file with another program while Isoquant runs; `python cli.py backup` makes a copy that can be
+read with anything.
 """
 
 

@@ -28,7 +28,3 @@ class Settings:
             "ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated = excluded.updated",
             (text(key), to_json(f"the setting {key}", value), self._clock.wall()),
         )
-
-    def all(self) -> dict[str, Any]:
-        """Every setting."""
-        return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM settings")}

@@ -72,9 +72,9 @@ class Store:
         target = Path(path) if path is not None else backups.backup_name(self.connection.path, "copy")
         return backups.backup(self.connection, target)
 
-    def integrity(self) -> list[str]:
-        """What a full check of the file finds wrong; empty when all is well."""
-        return backups.integrity(self.connection)
+    def integrity(self, *, quick: bool = False) -> list[str]:
+        """What a full check of the file finds wrong, or one that is ``quick``; empty when all is well."""
+        return backups.integrity(self.connection, quick=quick)
 
 
 def home() -> Path:

@@ -246,6 +246,24 @@ def test_runs_list_and_search(isoquant, stored):
     assert len(json.loads(isoquant("runs", "list", "--json", "--limit", 1)[1])) == 1
 
 
+def test_runs_purge_removes_only_what_was_deleted_long_enough_ago(isoquant, stored):
+    gone, kept = stored
+    isoquant("runs", "delete", gone)
+    assert isoquant("runs", "purge")[1] == "0 deleted runs removed for good.\n"
+    assert isoquant("runs", "purge", "--days", 0)[1] == "1 deleted run removed for good.\n"
+    with open_store() as store:
+        assert [row["run_id"] for row in store.runs.table()] == [kept]
+    assert isoquant("runs", "restore", gone)[0] == 2
+
+
+def test_runs_show_tells_the_history_to_scripts(isoquant):
+    with open_store() as store:
+        job = store.jobs.enqueue(RunSpec("lab-s"))
+        store.jobs.request_cancel(job.job_id)
+    shown = json.loads(isoquant("runs", "show", job.run_id, "--json")[1])
+    assert [event["event"] for event in shown["history"]] == ["queued", "cancelled"]
+
+
 def test_runs_show(isoquant, stored):
     code, out, _ = isoquant("runs", "show", stored[0])
     assert code == 0

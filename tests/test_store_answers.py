@@ -186,7 +186,6 @@ def test_a_page_shows_only_what_is_asked_for(store, lease):
     kinds = {
         Only.CORRECT: an_answer("c", correct=True),
         Only.WRONG: an_answer("w", correct=False),
-        Only.UNCHECKED: an_answer("u", correct=None),
         Only.FAILED: an_answer("f", correct=None, error="out of memory"),
     }
     store.answers.add(lease, list(kinds.values()))
@@ -195,12 +194,6 @@ def test_a_page_shows_only_what_is_asked_for(store, lease):
         assert store.answers.count(lease.run_id, only=str(only)) == 1
     with pytest.raises(SpecError, match="did you mean 'wrong'"):
         store.answers.page(lease.run_id, only="wrng")
-
-
-def test_outcomes_leave_the_texts_out(store, lease):
-    store.answers.add(lease, [an_answer("a"), an_answer("b", correct=False)])
-    rows = store.answers.outcomes(lease.run_id)
-    assert [(r["problem_id"], r["correct"], r["latency_s"]) for r in rows] == [("a", 1, 0.25), ("b", 0, 0.25)]
 
 
 def test_answers_of_a_lost_lease_are_refused(store, lease):

@@ -110,7 +110,7 @@ def test_kill_9_of_the_writer_loses_and_doubles_nothing(store):
         said = process.communicate()[0].splitlines()
         whole = said if attempt == kills else [line for line in said if line.count("p") == 10]
         acknowledged |= {name for line in whole for name in line.split() if name[1:].isdigit()}
-        stored = [a["problem_id"] for a in store.answers.outcomes(job.run_id)]
+        stored = [a.problem_id for a in store.answers.of_run(job.run_id)]
         assert len(stored) == len(set(stored))
         assert acknowledged <= set(stored)
         if process.returncode == 0:
