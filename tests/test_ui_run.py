@@ -264,4 +264,4 @@ def test_user_text_is_never_markdown(text):
 def test_an_address_in_user_text_is_no_link(text):
     shown = components.plain(text).replace("\\", "")  # addresses are looked for after escapes are gone
     assert shown.replace("\u2060", "") == text
-    assert not any(part in shown.lower() for part in ("www.", "://e", "@b")) or "http\u2060:" in shown
+    assert not any(start in shown.lower() for start in ("www.", "http:", "@b"))
