@@ -6,12 +6,16 @@ Majority(temperature=0.8, top_k=0, top_p=1.0, min_p=0.0, n=8)
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from spec.choices import Aggregate
 from spec.errors import SpecError, shorten, unknown
 from spec.parameters import build, parameter, parameters, validate
+
+_PART = re.compile(r"(?:\\.|[^,])+", re.DOTALL)
+_ESCAPED = re.compile(r"\\([\\,])")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Strategy:
     def __str__(self) -> str:
         """Compact text form: the name, ``n`` and ``temperature``, then what differs from its default."""
         parts = [
-            f"{p.name}={_plain(getattr(self, p.name))}"
+            f"{p.name}={_escape(str(_plain(getattr(self, p.name))))}"
             for p in sorted(parameters(type(self)), key=lambda p: p.name != "n")
             if p.name in ("n", "temperature") or getattr(self, p.name) != p.default
         ]
@@ -102,18 +106,21 @@ STRATEGIES: dict[str, type[Strategy]] = {s.name: s for s in (Greedy, Sample, Maj
 
 
 def parse_strategy(text: str) -> Strategy:
-    """The strategy written as ``name:parameter=value,...``; raises SpecError with the nearest valid word."""
+    """The strategy written as ``name:parameter=value,...``; raises SpecError with the nearest valid word.
+
+    A comma or backslash that belongs to a value, e.g. to the path of a reward model, has a backslash before it.
+    """
     if not isinstance(text, str) or not text.strip():
         raise SpecError(f"A strategy must be given, one of: {', '.join(STRATEGIES)}.", field="strategy")
     name, _, rest = text.strip().partition(":")
     values: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
+    for part in filter(None, (p.strip() for p in _PART.findall(rest))):
         key, equals, value = (s.strip() for s in part.partition("="))
         if not equals or not value:
             raise SpecError(f"Write strategy parameters as name=value, not {shorten(part)}.", field="strategy")
         if key in values:
             raise SpecError(f"Strategy parameter {key!r} is given twice.", field="strategy")
-        values[key] = value
+        values[key] = _ESCAPED.sub(r"\1", value)
     return strategy_from_dict({"name": name.strip()} | values)
 
 
@@ -127,6 +134,11 @@ def strategy_from_dict(data: dict[str, Any]) -> Strategy:
         raise unknown("strategy", name, STRATEGIES, field="strategy")
     strategy: Strategy = build(STRATEGIES[name], values, name)
     return strategy
+
+
+def _escape(value: str) -> str:
+    """``value`` as ``parse_strategy`` reads it."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def _plain(value: Any) -> Any:
