@@ -16,6 +16,8 @@ import typer
 
 from commands.output import note
 from engine.catalog import resolve, resolve_reward
+from engine.devices import gpu_index
+from engine.measure.hardware import gpus
 from spec.parameters import Parameter, parameters
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
@@ -53,7 +55,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 def _option(name: str) -> inspect.Parameter:
     part, field = OPTIONS[name]
     p = next(p for p in parameters(PARTS[part]) if p.name == field)
-    option = typer.Option("--" + name.replace("_", "-"), help=_help(p), show_default=False)
+    # What has one legal value is no choice; it is taken, for scripts that say everything, but not offered.
+    no_choice = p.choices is not None and len(p.choices) == 1
+    option = typer.Option("--" + name.replace("_", "-"), help=_help(p), show_default=False, hidden=no_choice)
     return _keyword(name, str | None, option, None)
 
 
@@ -126,11 +130,12 @@ def _absolute_model(name: str) -> str:
 
 
 def check(spec: RunSpec) -> list[str]:
-    """Raise what a run of ``spec`` would fail with for certain: its model, its reward model, its data.
+    """Raise what a run of ``spec`` would fail with for certain: its model, its reward model, its device, its data.
 
     Returns what ``--skip-bad`` left out of the data file.
     """
     resolve(spec.model)
     if hasattr(spec.strategy, "reward"):
         resolve_reward(spec.strategy.reward)
+    gpu_index(spec.runtime.device, len(gpus()))
     return list(getattr(load_task(spec.task), "skipped", ()))

@@ -19,15 +19,21 @@ def pick_device(wanted: str) -> torch.device:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = gpu_index(wanted, count)
+    return torch.device("cpu") if index is None else torch.device("cuda", index)
+
+
+def gpu_index(wanted: str, count: int) -> int | None:
+    """Which of ``count`` GPUs a device means, None for the processor; SpecError where there is no such GPU."""
     if wanted == "cpu" or (wanted == "auto" and not count):
-        return torch.device("cpu")
+        return None
     index = int(wanted.partition(":")[2] or 0)
     if index >= count:
         have = (
             f"this machine has {count} GPU(s), cuda:0 to cuda:{count - 1}" if count else "this machine has no CUDA GPU"
         )
         raise SpecError(f"Device {wanted} is not there: {have}; choose auto or cpu.", field="runtime.device")
-    return torch.device("cuda", index)
+    return index
 
 
 def pick_dtype(wanted: Dtype, saved: str | None, device: torch.device) -> Dtype:

@@ -43,8 +43,14 @@ class Parameter:
         if self.low is None and self.high is None:
             return "any text" if self.type is str else "any number"
         if self.high is None:
-            return f"{self.low:g} or more"
-        return f"{self.low:g} to {self.high:g}"
+            return f"{_figure(self.low)} or more"
+        return f"{_figure(self.low)} to {_figure(self.high)}"
+
+
+def _figure(number: float | None) -> str:
+    """A bound in digits: ``1``, ``0.01``, ``10,000,000``."""
+    short = f"{number:g}"
+    return f"{number:,.0f}" if "e+" in short else short
 
 
 def parameter(

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from spec.choices import JobState
+from spec.errors import SpecError
 from store.connection import Connection, Row
 from store.filters import Filters, column, like, order_by, where
 from store.values import text
@@ -17,6 +18,7 @@ from store.values import text
 POINT_COLUMNS = ("run_id", "model", "weights", "strategy", "n", "batch_size", "task", "hardware_id", "energy_method")
 SEARCHED = ("run_id", "spec_text", "strategy_text", "task", "message", "source", "state")
 PAGE = 1000
+MAX_WORDS = 200  # SQLite takes expressions of limited depth
 NOT_DELETED = "deleted_at IS NULL"
 
 
@@ -115,7 +117,9 @@ class RunQueries:
 
 
 def _search(words: str | None) -> tuple[str, list[str]]:
-    every = (words or "").split()
+    every = list(dict.fromkeys((words or "").split()))
+    if len(every) > MAX_WORDS:
+        raise SpecError(f"Search for at most {MAX_WORDS} different words, not {len(every):,}.", field="search")
     one = " OR ".join(f"{name} LIKE ? ESCAPE '\\'" for name in SEARCHED)
     patterns = [like(text(word) or "") for word in every]
     return "".join(f" AND ({one})" for _ in every), [p for p in patterns for _ in SEARCHED]

@@ -130,8 +130,8 @@ def test_every_spec_can_be_said_with_options(spec):
         (["--batch-size", "0"], "1 to 65536", "runtime.batch_size"),
         (["--batch-size", "many"], "a whole number", "runtime.batch_size"),
         (["--batch-size", "1e309"], "a whole number", "runtime.batch_size"),
-        (["--limit", "0"], "1 to 1e+07", "task.limit"),
-        (["--limit", "-5"], "1 to 1e+07", "task.limit"),
+        (["--limit", "0"], "1 to 10,000,000", "task.limit"),
+        (["--limit", "-5"], "1 to 10,000,000", "task.limit"),
         (["--seed", "-1"], "0 to", "spec.seed"),
         (["--repeats", "0"], "1 to 100", "spec.repeats"),
         (["--prompt-style", "fewshot"], "did you mean 'few-shot'", "task.prompt_style"),
@@ -218,3 +218,29 @@ def test_nothing_unprintable_reaches_the_terminal(text):
 def test_control_characters_are_shown_not_obeyed():
     assert plain("\x1b[2J\a<script>") == "\\x1b[2J\\x07<script>"
     assert plain("evil\u202etxt.exe\ud800") == "evil\\u202etxt.exe\\ud800"
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_queued(monkeypatch):
+    monkeypatch.setattr("commands.options.gpus", lambda: ({"name": "H100"},))
+    assert check(make_spec("shape:pythia-410m", device="cuda:0")) == []
+    with pytest.raises(SpecError, match="Device cuda:3 is not there: this machine has 1 GPU"):
+        check(make_spec("shape:pythia-410m", device="cuda:3"))
+    monkeypatch.setattr("commands.options.gpus", lambda: ())
+    assert check(make_spec("shape:pythia-410m", device="auto")) == []
+    with pytest.raises(SpecError, match="no CUDA GPU"):
+        check(make_spec("shape:pythia-410m", device="cuda"))
+
+
+def test_options_with_one_legal_value_are_taken_but_not_offered(capsys):
+    with pytest.raises(SystemExit):
+        cli_help()
+    shown = capsys.readouterr().out
+    assert "--attention" in shown
+    assert not any(f"--{name}" in shown for name in ("kv-cache", "backend", "batching"))
+    assert read("--model", "lab-s", "--kv-cache", "auto", "--backend", "transformers") == RunSpec("lab-s")
+
+
+def cli_help():
+    app = typer.Typer()
+    app.command()(takes_spec(lambda spec: None))
+    app(["--help"])

@@ -16,7 +16,7 @@ from spec.results import RunResult
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import BestOfN, Greedy, Majority, Sample
 from store import Between, NotFound, open_store
-from store.run_queries import PAGE, POINT_COLUMNS
+from store.run_queries import MAX_WORDS, PAGE, POINT_COLUMNS
 from tests.fake_store import FakeClock, a_finished_run, a_result, a_spec, an_answer, new_store
 
 
@@ -380,3 +380,11 @@ def test_several_calls_can_be_one_transaction(store):
         with pytest.raises(StoreError):
             a_finished_run(store, accuracy=float("nan"))
     assert [row["run_id"] for row in store.runs.table()] == [kept]
+
+
+def test_a_search_takes_many_words_and_refuses_more_in_one_sentence(store):
+    run_id = store.runs.create(a_spec())
+    assert [r["run_id"] for r in store.runs.table(search="lab " * 5000)] == [run_id]
+    assert store.runs.table(search=" ".join(map(str, range(MAX_WORDS)))) == []
+    with pytest.raises(SpecError, match="at most 200 different words, not 1,200"):
+        store.runs.table(search=" ".join(map(str, range(1200))))
