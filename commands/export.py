@@ -32,13 +32,18 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-FormatName = Annotated[str, typer.Option("--format", help="csv, json or parquet.")]
+FormatName = Annotated[
+    str | None, typer.Option("--format", help="csv, json or parquet. Default: csv; with --json and no --output, json.")
+]
 Output = Annotated[str | None, typer.Option("--output", help="File to write; without it, standard output.")]
 
 
-def export(format: FormatName = "csv", output: Output = None, db: Db = None, json: Json = False) -> None:
+def export(format: FormatName = None, output: Output = None, db: Db = None, json: Json = False) -> None:
     """Write all runs, oldest first, one row each: configuration, state, measures, hardware."""
-    kind = parse_choice(Format, "json" if json and output is None else format, field="format")
+    to_stdout_as_json = json and output is None
+    kind = parse_choice(Format, format or ("json" if to_stdout_as_json else "csv"), field="format")
+    if to_stdout_as_json and kind is not Format.JSON:
+        raise SpecError(f"--json prints JSON, not {kind}; leave it out, or give a file with --output.", field="format")
     if output is None and kind is Format.PARQUET:
         raise SpecError("Parquet is no text; give a file with --output.", field="output")
     with open_database(db) as store:
@@ -54,7 +59,7 @@ def export(format: FormatName = "csv", output: Output = None, db: Db = None, jso
     if json:
         print_json({"path": str(path), "format": kind, "rows": len(rows)})
     else:
-        say(f"{len(rows)} runs written to {path}.")
+        say(f"{len(rows)} run{'' if len(rows) == 1 else 's'} written to {path}.")
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -89,8 +94,15 @@ ENCODERS = {Format.CSV: to_csv, Format.JSON: to_json, Format.PARQUET: to_parquet
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write the file at once: a full disk leaves the old one, never half a new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write the file at once: a full disk leaves the old one, never half a new one. An OSError names ``path``."""
+    try:
+        _write_whole(path, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".export-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -7,14 +7,26 @@ from typing import Any
 
 from analysis.format import count, measure_text, percent
 from commands.output import print_table, say
+from spec.choices import EnergyMethod
 from spec.measures import MEASURES, Group, Measure
 from spec.results import RunResult
 
+NOT_VALID = " (not valid)"
+METHODS = {
+    EnergyMethod.NVML_COUNTER: "energy counter of the GPU (NVML)",
+    EnergyMethod.NVML_POWER: "power of the GPU, sampled (NVML)",
+    EnergyMethod.RAPL: "energy counters of the processor (RAPL)",
+    EnergyMethod.MODELLED: "modelled, not measured",
+}
 _BESIDE = ("accuracy_low", "accuracy_high")
 
 
-def print_measures(measures: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    """A table for each group; what could not be measured is n/a, with the reason below, once."""
+def print_measures(result: RunResult) -> None:
+    """A table for each group; what could not be measured is n/a, with the reason below, once.
+
+    Energies that are not valid are marked one by one, and where joules come from is said.
+    """
+    measures, reasons = result.measures, result.reasons
     missing: dict[str, list[str]] = {}
     for group in Group:
         rows = []
@@ -22,11 +34,22 @@ def print_measures(measures: Mapping[str, Any], reasons: Mapping[str, str]) -> N
             value = measures.get(measure.name)
             if value is None:
                 missing.setdefault(reasons.get(measure.name, "not measured"), []).append(measure.label)
-            rows.append((measure.label, cell(measure, value, measures)))
+            text = cell(measure, value, measures)
+            if value is not None and result.energy_valid is False and is_energy(measure):
+                text += NOT_VALID
+            rows.append((measure.label, text))
         print_table((group.value, ""), rows, right=("",))
         say("")
+    if result.measures.get("energy_j") is not None:
+        trust = f"; not valid: {result.energy_reason or 'no reason given'}" if result.energy_valid is False else ""
+        say(f"energy: {METHODS.get(result.energy_method, result.energy_method)}{trust}")
     for reason, labels in missing.items():
         say(f"n/a: {', '.join(labels)}: {reason}")
+
+
+def is_energy(measure: Measure) -> bool:
+    """Whether a measure stands and falls with ``energy_j``."""
+    return measure.group is Group.ENERGY and measure.name != "idle_w"
 
 
 def flat(result: RunResult) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def run(spec: RunSpec, no_save: NoSave = False, db: Db = None, json: Json = Fals
         return
     say(str(spec) + (f"   run {run_id}" if run_id else "   not saved"))
     say("")
-    print_measures(result.measures, result.reasons)
+    print_measures(result)
     print_levels(result.by_level)
     for text in result.notes:
         say(f"Note: {text}")

@@ -12,18 +12,24 @@ from commands.database import open_database
 from commands.options import Db, Json
 from commands.output import print_json, print_table, say
 from commands.results import flat, print_levels, print_measures
-from spec.choices import JobState, parse_choice
-from spec.errors import InputError
+from spec.choices import JobState
+from spec.errors import InputError, unknown
 from store import NotFound, Run, Store
 
 LIST_COLUMNS = (
     "run_id", "state", "created", "model", "weights", "strategy_text", "task", "task_limit", "batch_size", "seed",
     "done", "total", "accuracy", "accuracy_low", "accuracy_high", "n_problems", "latency_p50_s", "throughput_run_tok_s",
-    "energy_j", "spec_text", "message",
+    "energy_j", "energy_valid", "energy_method", "spec_text", "message",
 )  # fmt: skip
+STATE_WORDS = {"done": [JobState.SUCCEEDED], "live": [state for state in JobState if not state.is_final]}
 RunId = Annotated[str, typer.Argument(help="The run's id: 12 hex digits, from `runs list`.", show_default=False)]
 Search = Annotated[str, typer.Option("--search", help="Only runs whose text has all these words.")]
-State = Annotated[str | None, typer.Option("--state", help="Only runs in this state, e.g. succeeded.")]
+State = Annotated[
+    str | None,
+    typer.Option(
+        "--state", help="Only runs in this state, e.g. failed; done: succeeded; live: any that has not ended."
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at the most.")]
 Deleted = Annotated[bool, typer.Option("--deleted", help="The deleted runs instead of the others.")]
 Days = Annotated[int, typer.Option("--days", min=0, help="Only runs that were deleted so long ago.")]
@@ -37,7 +43,7 @@ def list_runs(
     json: Json = False,
 ) -> None:  # fmt: skip
     """List runs, the newest first."""
-    filters = {"state": parse_choice(JobState, state, field="state")} if state is not None else None
+    filters = {"state": _states(state)} if state is not None else None
     with open_database(db) as store:
         rows = store.runs.table(filters, LIST_COLUMNS, limit=limit, search=search, deleted=deleted)
     if json:
@@ -47,6 +53,13 @@ def list_runs(
         print_table(titles, [_row(row) for row in rows], right=("accuracy", "n", "latency", "tokens/s", "age"))
     else:
         say("No runs.")
+
+
+def _states(word: str) -> list[JobState]:
+    """The states that a word means: one by its own name, or several by a word of the pages."""
+    if word not in STATE_WORDS and word not in list(JobState):
+        raise unknown("state", word, [*JobState, *STATE_WORDS], field="state")
+    return STATE_WORDS.get(word) or [JobState(word)]
 
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:
@@ -86,7 +99,7 @@ def show(run_id: RunId, db: Db = None, json: Json = False) -> None:
             say(f"  | {line}")
         return
     say("")
-    print_measures(run.result.measures, run.result.reasons)
+    print_measures(run.result)
     print_levels(run.result.by_level)
     for text in run.result.notes:
         say(f"Note: {text}")

@@ -1,9 +1,11 @@
 """Every verb, with a stand-in engine: what it prints, what it stores, how it ends."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -246,6 +248,40 @@ def test_runs_list_and_search(isoquant, stored):
     assert len(json.loads(isoquant("runs", "list", "--json", "--limit", 1)[1])) == 1
 
 
+def test_states_may_be_named_as_the_pages_name_them(isoquant, stored):
+    with open_store() as store:
+        waiting = store.jobs.enqueue(RunSpec("lab-s")).run_id
+    listed = {word: json.loads(isoquant("runs", "list", "--state", word, "--json")[1]) for word in ("done", "live")}
+    assert {row["run_id"] for row in listed["done"]} == set(stored)
+    assert [row["run_id"] for row in listed["live"]] == [waiting]
+    code, _, err = isoquant("runs", "list", "--state", "don")
+    assert code == 2
+    assert "did you mean 'done'" in err
+
+
+def test_energy_that_is_not_valid_is_marked_wherever_it_is_shown(isoquant):
+    measured = result([answer(i) for i in range(9)])
+    joules = {"energy_j": 12.0, "j_per_token": 0.5, "idle_w": 3.0}
+    measured = dataclasses.replace(
+        measured,
+        measures=measured.measures | joules,
+        energy_method="rapl",
+        energy_valid=False,
+        energy_reason="The run was too short.",
+    )
+    with open_store() as store:
+        run_id = store.runs.save(RunSpec("lab-s"), measured)
+        good = store.runs.save(RunSpec("lab-s"), dataclasses.replace(measured, energy_valid=True, energy_reason=None))
+    shown = isoquant("runs", "show", run_id)[1]
+    assert re.search(r"12\.0 J \(not valid\)", shown)
+    assert re.search(r"500 mJ \(not valid\)", shown)
+    assert "3.00 W (not valid)" not in shown
+    assert "energy counters of the processor (RAPL); not valid: The run was too short." in shown
+    assert "not valid" not in isoquant("runs", "show", good)[1]
+    listed = {row["run_id"]: row["energy_valid"] for row in json.loads(isoquant("runs", "list", "--json")[1])}
+    assert listed == {run_id: 0, good: 1}
+
+
 def test_runs_purge_removes_only_what_was_deleted_long_enough_ago(isoquant, stored):
     gone, kept = stored
     isoquant("runs", "delete", gone)
@@ -348,7 +384,8 @@ def test_export_to_a_file(isoquant, stored, tmp_path, kind):
         (["--format", "xlsx"], 2, "csv, json, parquet"),
         (["--format", "parqet"], 2, "did you mean 'parquet'"),
         (["--format", "parquet"], 2, "--output"),
-        (["--output", "/absent/folder/x.csv"], 1, "No such file or directory"),
+        (["--output", "/absent/folder/x.csv"], 1, "/absent/folder/x.csv: No such file or directory"),
+        (["--output", "/tmp/" + "x" * 256], 1, "xxx: File name too long"),
         (["--output", "/proc/x.csv"], 1, "/proc"),
     ],
 )
@@ -357,6 +394,12 @@ def test_export_mistakes(isoquant, arguments, code, words):
     assert (got, out) == (code, "")
     assert err.startswith("error: ")
     assert words in err
+
+
+def test_export_as_csv_and_json_at_once_is_refused(isoquant):
+    code, out, _ = isoquant("export", "--format", "csv", "--json")
+    assert code == 2
+    assert "--json prints JSON, not csv" in json.loads(out)["error"]["message"]
 
 
 def test_export_of_an_empty_database(isoquant):
