@@ -38,14 +38,16 @@ def _encode(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _encode_drills(chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of drills from `_CHUNK` training problems, shuffled; prompts of length 0 mark them."""
+    """Drills from `_CHUNK` training problems; prompts of length 0 mark sums."""
     tokenizer, rng = load_tokenizer(), random.Random(chunk)
     examples = drills.problems(chunk, _CHUNK)
-    texts = drills.sums(examples, rng) + drills.lookups(examples, _CHUNK // 2, rng)
-    rng.shuffle(texts)
+    texts = drills.sums(examples, rng)
+    stories = drills.reaching(_CHUNK // 3, rng)
     rows = tokenizer(texts)["input_ids"]
+    heads = [0] * len(texts) + [len(ids) for ids in tokenizer([head for head, _ in stories])["input_ids"]]
+    rows += [[*ids, tokenizer.eos_token_id] for ids in tokenizer([head + tail for head, tail in stories])["input_ids"]]
     flat = np.fromiter((t for row in rows for t in row), np.uint16)
-    return flat, np.array([len(r) for r in rows], np.int64), np.zeros(len(rows), np.int64)
+    return flat, np.array([len(r) for r in rows], np.int64), np.array(heads, np.int64)
 
 
 def prepare(problems: int, drilled: int = 0, workers: int | None = None) -> Path:
@@ -85,7 +87,7 @@ class Examples:
     def targets(self, row: int) -> np.ndarray:
         """What to predict at each token of a row: the next token at the prompt's end and in the solution.
 
-        In a drill (prompt length 0): the numbers after each `=` only, since nothing tells what will be asked next.
+        In a drill (prompt length 0): the numbers after each `=` only, since nothing tells which sum is next.
         """
         start, length, prompt = self.starts[row], self.lengths[row], self.prompts[row]
         targets = np.full(length, IGNORE, np.int64)

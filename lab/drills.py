@@ -1,7 +1,7 @@
-"""Practice rows beside the whole problems: bare sums, and looking up who had how many of what.
+"""Practice beside the whole problems: bare sums, and stories that reach back.
 
-A drill shows one skill with nothing around it, so a small model learns it from far fewer tokens than stories need.
-The loss falls on results only (`lab.data.Examples.targets`).
+A drill shows one skill over and over, so a small model learns it from far fewer tokens than ordinary problems need.
+In sums the loss falls on results only (`lab.data.Examples.targets`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ import re
 from collections.abc import Iterable
 
 from tasks import lab_words
-from tasks.lab_words_graph import GOODS, NAMES
+from tasks.lab_words_graph import Builder, Graph
+from tasks.lab_words_steps import write_solution
 from tasks.problem import Problem
 
 # Drills come from problems far beyond those that are shown whole.
 FIRST_INDEX = 2_000_000
 _EQUATION = re.compile(r"\d[\d+\-*/]*=\d+")
-_LINE = re.compile(r"(?:has|:) (\d[\d+\-*/]*=\d+)")
-_GIVEN = re.compile(r" (?:has|owns) (\d+) \w+\.")
-_STEPS = ("{a} has {e} {i}.", "So {a} has {e} {i}.", "{a}'s {i}: {e}.")
 _SUMS_PER_ROW = 12
-_OWNERS, _ITEMS, _GIVENS, _LINES, _QUERIES = 4, 3, 4, 5, 8
+_BRANCHES = 0.35
 
 
 def problems(chunk: int, size: int) -> list[Problem]:
@@ -38,23 +36,37 @@ def sums(examples: Iterable[Problem], rng: random.Random) -> list[str]:
     return ["\n".join(found[i : i + _SUMS_PER_ROW]) + "\n" for i in range(0, len(found), _SUMS_PER_ROW)]
 
 
-def lookups(examples: list[Problem], rows: int, rng: random.Random) -> list[str]:
-    """Facts as questions and as solutions tell them, then `Ben's pears=72` for most of them; numbers from `examples`.
+class Reaching(Builder):
+    """Problems in which nearly every step needs a number that is not the one just found."""
 
-    Few owners and few items make each of them occur several times, so that neither alone finds the number.
-    """
-    givens = [number for p in examples for number in _GIVEN.findall(p.question)]
-    lines = [equation for p in examples for equation in _LINE.findall(p.solution)]
-    return [_lookup_row(rng.sample(givens, _GIVENS), rng.sample(lines, _LINES), rng) for _ in range(rows)]
+    def step(self, sinks: list[int], left: int) -> int | None:
+        """A sum or difference with any earlier quantity, or a branch from one that the next step joins."""
+        used = [i for i in range(len(self.graph.quantities)) if i not in sinks]
+        if not sinks or (not used and len(sinks) == 1):
+            return super().step(sinks, left)
+        if len(sinks) > 1:
+            parents = sinks[:2]
+            new = self.combine(self.rng.sample(parents, 2), left == 0)
+        elif left and self.rng.random() < _BRANCHES:
+            parents, new = [], self.derive(self.rng.choice(used))
+        else:
+            parents = sinks[:1]
+            new = self.combine([*parents, self.rng.choice(used)], left == 0)
+        if new is not None:
+            sinks[:] = [i for i in sinks if i not in parents] + [new]
+        return new
 
 
-def _lookup_row(givens: list[str], lines: list[str], rng: random.Random) -> str:
-    items = rng.sample(GOODS, _ITEMS)
-    pairs = [(owner, item) for owner in rng.sample(NAMES, _OWNERS) for item in items]
-    named = list(zip(rng.sample(pairs, _GIVENS + _LINES), [*givens, *lines], strict=True))
-    facts = [f"{owner} {rng.choice(('has', 'owns'))} {number} {item}." for (owner, item), number in named[:_GIVENS]]
-    steps = [
-        rng.choice(_STEPS).format(a=owner, i=item, e=equation) + "\n" for (owner, item), equation in named[_GIVENS:]
-    ]
-    asked = [f"{owner}'s {item}={e.rsplit('=')[-1]}\n" for (owner, item), e in rng.sample(named, _QUERIES)]
-    return " ".join(facts) + "\n" + "".join(steps + asked)
+def reaching(rows: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Prompts and solutions of such problems, of 3 to 7 steps; none has the structure of a held-out problem."""
+    made: list[tuple[str, str]] = []
+    while len(made) < rows:
+        graph = Reaching(rng.randint(3, 7), rng).build()
+        if graph is not None and lab_words.split_of(graph) == "train":
+            made.append((_prompt(graph), write_solution(graph, rng)))
+    return made
+
+
+def _prompt(graph: Graph) -> str:
+    question = " ".join([*(q.sentence for q in graph.quantities if q.sentence), graph.question])
+    return lab_words.prompt(Problem("", question, None, None, None))

@@ -119,7 +119,7 @@ class Builder:
 
     def size(self) -> int:
         """A number as questions give them: mostly two digits, sometimes one or three."""
-        low, high = self.rng.choices(((3, 20), (12, 80), (60, 300)), (45, 45, 10))[0]
+        low, high = self.rng.choices(((3, 20), (12, 80), (60, 400)), (30, 50, 20))[0]
         return self.rng.randint(low, high)
 
     def rate(self) -> int:
@@ -233,7 +233,7 @@ class Builder:
         used = [i for i, q in enumerate(self.graph.quantities) if i not in sinks]
         must_join = len(sinks) > left + 1
         draw = rng.random()
-        if not sinks or (not must_join and len(sinks) <= left and draw < 0.06):
+        if not sinks or (not must_join and len(sinks) <= left and draw < 0.04):
             parents: list[int] = []
             if rng.random() < 0.3:
                 new = self.from_two_numbers()
@@ -244,7 +244,7 @@ class Builder:
         elif must_join or (len(sinks) > 1 and draw < 0.2):
             parents = rng.sample(sinks, 3 if len(sinks) > 2 and rng.random() < 0.3 else 2)
             new = self.combine(parents, left == 0)
-        elif used and draw < 0.25:
+        elif used and draw < 0.08:
             parents = [rng.choice(sinks)]
             new = self.combine([*parents, rng.choice(used)], left == 0)
         else:

@@ -95,17 +95,30 @@ def test_drills_are_right(tokenizer):
     for equation in "".join(drills.sums(found, random.Random(0))).split():
         whole, result = equation.split("=")
         assert eval(whole.replace("/", "//")) == int(result), equation
-    for row in drills.lookups(found, 30, random.Random(1)):
-        facts, *lines = row.splitlines()
-        known = {(owner, item): number for owner, number, item in re.findall(r"(\w+) (?:has|owns) (\d+) (\w+)", facts)}
-        for line in lines:
-            if told := re.fullmatch(r"(?:So )?(\w+)(?: has|'s (\w+):) [\d+\-*/]+=(\d+)(?: (\w+))?\.", line):
-                owner, first, result, last = told.groups()
-                known[owner, first or last] = result
-            else:
-                owner, item, result = re.fullmatch(r"(\w+)'s (\w+)=(\d+)", line).groups()
-                assert known[owner, item] == result, row
-        assert len(known) == drills._GIVENS + drills._LINES, "nobody is told to have two numbers of one thing"
+    stories = drills.reaching(40, random.Random(1))
+    for prompt, solution in stories:
+        sums = [line.split("=") for line in re.findall(r"\d[\d+\-*/]*=\d+", solution)]
+        assert all(eval(whole.replace("/", "//")) == int(result) for whole, result in sums), solution
+        assert solution.endswith(f"#### {sums[-1][1]}")
+        assert prompt.startswith("Question: ")
+        assert prompt.endswith("?\nAnswer:\n")
+
+
+def test_drills_reach_back_more_often_than_problems_do():
+    """How often a line uses a result that is not that of the line before."""
+
+    def share(solutions):
+        back = lines = 0
+        for solution in solutions:
+            results: list[str] = []
+            for whole, result in re.findall(r"(\d[\d+\-*/]*)=(\d+)", solution):
+                back += any(number in results[:-1] for number in re.findall(r"\d+", whole))
+                lines += bool(results)
+                results.append(result)
+        return back / lines
+
+    problems = [p.solution for p in lab_words.problems("train", 400)]
+    assert share(solution for _, solution in drills.reaching(200, random.Random(2))) > 1.5 * share(problems)
 
 
 def test_the_loss_of_a_drill_falls_on_what_can_be_known(tokenizer):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks import lab_words
 from tasks.lab_words_steps import evaluate, key_of, plans, write_solution
 
-CONTENT_HASH = "0030121b61d555192b0b9a18d92a89b4f5933f418674efa53c665d10399edc86"
+CONTENT_HASH = "31af63eeaf6c3ca55136c423e6e0c7e96b3c6ad833ef3f1213672612b0b3e2d2"
 
 levels = st.sampled_from(lab_words.LEVELS)
 splits = st.sampled_from(lab_words.SPLITS)
