@@ -24,8 +24,9 @@ from engine.decoding.votes import majority
 from engine.run import execute
 from lab import table
 from lab.family import RUNS
+from spec.choices import Dtype
 from spec.results import Answer, Answered, Event, RunResult
-from spec.run_spec import RunSpec, Runtime, TaskSpec
+from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.statistics import pass_at_k, wilson
 from spec.strategy import Greedy, Strategy, Weighted
 from tasks import lab_words
@@ -58,7 +59,13 @@ def chosen_is_right(answer: Answer) -> float:
 
 def measure(model: str, strategy: Strategy, limit: int | None) -> tuple[RunResult, list[Answer]]:
     """Run one configuration on the test split, or read back what an earlier call measured."""
-    spec = RunSpec(model, runtime=Runtime(batch_size=BATCH_SIZE), strategy=strategy, task=TaskSpec(limit=limit))
+    spec = RunSpec(
+        model,
+        precision=Precision(Dtype.FP32),  # the same samples at any batch size, and faster where bf16 is emulated
+        runtime=Runtime(batch_size=BATCH_SIZE),
+        strategy=strategy,
+        task=TaskSpec(limit=limit),
+    )
     path = KEPT / f"{model}-{strategy.name}-{spec.key()}.json"
     if path.exists():
         kept = json.loads(path.read_text())
