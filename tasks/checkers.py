@@ -2,7 +2,7 @@
 
 A model marks its answer in one of three ways, tried in this order: after ``####``, inside ``\\boxed{}``, after
 "answer is" or "Answer:". Without a mark the rule decides: a number rule takes the last number, an exact rule the last
-line, ``contains`` looks at the whole text.
+line, ``contains`` looks at the whole text. After "answer is" the mark ends with its sentence.
 """
 
 from __future__ import annotations
@@ -16,12 +16,25 @@ from spec.choices import Checker
 from tasks.math_check import math_equal
 
 _MARK = re.compile(r"####[ \t]*([^\n]*)")
-_SAYS = re.compile(r"(?:answer is|answer:)[ \t]*([^\n]+)", re.IGNORECASE)
+_SAYS = re.compile(r"(?:answer is:?|answer:)[ \t]*(?=\S)", re.IGNORECASE)
+# A full stop ends a sentence, but not one after an initial, an option's letter ("B. Paris") or a title.
+_SENTENCE_END = re.compile(
+    r"(?<=\d)[.!?]\s|(?<!\b[A-Za-z])(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bMt)(?<!\bNo)(?<!\bvs)[.!?]\s+(?![a-z])"
+    r"|[.!?]\s+(?=(?:Because|Since|The|This|That|It|So|As|She|He|They|We|I)\b)"
+)
 # Not inside a word, a version or a date: 1.2.3 and 12/25/2020 are no numbers, 3/4 is one.
 _NUMBER = re.compile(
     r"(?:(?<![\w)])-)?(?:(?<![\d./])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|(?<!\d)\.\d+)(?!\d|/\d|\.\d)"
 )
 _SPACE = re.compile(r"\s+")
+_EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
+_NEGATED = re.compile(r"\b(?:not|never|no)\b|n't\b", re.IGNORECASE)
+_DATE = re.compile(r"\d{1,4}[-/]\d{1,2}[-/]\d{1,4}")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_FUNCTION = re.compile(r"(?<![A-Za-z])(?:sqrt|sin|cos|tan|log|ln|exp|pi|inf|infinity|oo|mod)(?![A-Za-z])")
+_FACTORS = re.compile(r"(?<=[\d+*/^=(){}-])[a-z]{2}(?![A-Za-z])|(?<![A-Za-z])[a-z]{2}(?=[\d+*/^=(){}-])")
+_MATHS = re.compile(r"[\d\s\\+*/^=<>|!%$€£.,;()\[\]{}&'_∞π√°·×÷≤≥±∪∩-]*(?:[A-Za-z](?![A-Za-z])[^A-Za-z]*)*")
+_UNIT = re.compile(r"(.*?[\d)}\]$%])\s*(\\text\{[^{}]*\}|[A-Za-z]{2}[A-Za-z .]*)", re.DOTALL)
 MAX_ANSWER = 1000
 
 
@@ -40,8 +53,14 @@ def marked(text: str) -> str | None:
         return found.group(1).strip() or None
     if (boxed := _boxed(text)) is not None:
         return boxed
-    said = _SAYS.findall(text)
-    return said[-1].strip() or None if said else None
+    said = [m.end() for m in _SAYS.finditer(text)]
+    return _first_sentence(text[said[-1] :]) if said else None
+
+
+def _first_sentence(text: str) -> str | None:
+    line = text.split("\n", 1)[0]
+    found = _SENTENCE_END.search(line)
+    return line[: found.start()].strip() or None if found else line.strip() or None
 
 
 def _boxed(text: str) -> str | None:
@@ -82,8 +101,16 @@ def extract_number(text: str) -> str | None:
     mark = marked(text)
     if mark is None:
         return last_number(text)
-    found = _NUMBER.search(mark)
-    return found.group().replace(",", "") if found else None
+    return stated_number(mark)
+
+
+def stated_number(text: str) -> str | None:
+    """The number that an answer in words states: the result of ``3/4 of 8 = 6``, else the first number."""
+    *_, result = _EQUALS.split(text)
+    found = _NUMBER.findall(result)
+    if result is text or len(found) != 1:
+        found = _NUMBER.findall(text)
+    return found[0].replace(",", "") if found else None
 
 
 def extract_line(text: str) -> str | None:
@@ -108,13 +135,47 @@ def same_number(a: str, b: str) -> bool:
     return x is not None and x == y
 
 
+def looks_like_math(text: str) -> bool:
+    """Digits, operators, LaTeX, single letters and names of functions; no words and no dates."""
+    bare = _FACTORS.sub("x", _FUNCTION.sub("1", _COMMAND.sub(" ", text)))
+    return _DATE.fullmatch(text.strip()) is None and _MATHS.fullmatch(bare) is not None
+
+
 def same_math(a: str, b: str) -> bool:
-    """Equal as text, as numbers, or as mathematical expressions (math-verify)."""
+    """Equal as text, as numbers, or as mathematical expressions (math-verify, which reads words as letters).
+
+    Where ``b`` is a number, an answer in words or an equation counts by the number it states.
+    """
     if same_text(a, b):
         return True
-    if as_number(a) is not None and as_number(b) is not None:
-        return same_number(a, b)
-    return math_equal(a, b)
+    (a, unit_a), (b, unit_b) = _without_unit(a), _without_unit(b)
+    if unit_a and unit_b and unit_a != unit_b:
+        return False
+    if as_number(b) is not None:
+        if as_number(a) is not None:
+            return same_number(a, b)
+        *before, result = _EQUALS.split(a)
+        if before and as_number(result) is not None:
+            return same_number(result, b)
+        if not looks_like_math(a) and "\\" not in a:
+            return _states(a, b)
+    return looks_like_math(a) and looks_like_math(b) and math_equal(a, b)
+
+
+def _states(text: str, number: str) -> bool:
+    """Whether a text in words states this number and does not deny it."""
+    stated, first = stated_number(text), _NUMBER.search(text)
+    if stated is None or first is None or _DATE.search(text) or _NEGATED.search(text[: first.start()]):
+        return False
+    return same_number(stated, number)
+
+
+def _without_unit(text: str) -> tuple[str, str]:
+    """``18 dollars`` as ``18`` and ``dollars``; a text that is not mathematics and a unit stays whole."""
+    found = _UNIT.fullmatch(text.strip().rstrip("."))
+    if found is None or not looks_like_math(found[1]) or looks_like_math(text):
+        return text, ""
+    return found[1], found[2].removeprefix("\\text{").rstrip("}").strip().casefold()
 
 
 def contains(a: str, b: str) -> bool:

@@ -31,6 +31,12 @@ def test_every_checker_has_a_rule():
         (r"\boxed{1} and then \boxed{2}", "2"),
         (r"\boxed{unfinished", None),
         ("The answer is 42.\nBye", "42."),
+        ("The answer is 18. She started with 24 eggs.", "18"),
+        ("The answer is 18. No, the answer is 20. Done.", "20"),
+        ("The answer is: 3.5 times", "3.5 times"),
+        ("Answer: J. R. R. Tolkien", "J. R. R. Tolkien"),
+        ("The answer is B. Because it fits.", "B"),
+        ("Answer: Paris. It is in France", "Paris"),
         ("Answer: Paris", "Paris"),
         ("nothing marked, 7", None),
         ("", None),
@@ -106,6 +112,8 @@ def test_contains_wants_whole_words():
 def test_number_rule_takes_the_number_out_of_the_marked_line():
     assert NUMBER.extract("7 8 9\n#### 12 apples") == "12"
     assert NUMBER.extract("7 8 9\n#### none") is None
+    assert NUMBER.extract("Answer: 3/4 of 8 = 6") == "6"
+    assert NUMBER.extract("Answer: 3 * 4 = 12 = 24 / 2") == "3"
 
 
 @pytest.mark.parametrize(
@@ -119,10 +127,43 @@ def test_number_rule_takes_the_number_out_of_the_marked_line():
         ("Paris", "London", False),
         (r"\frac{1}{3}", "0.5", False),
         ("}{\\", "1", False),
+        ("Paris", "Pairs", False),
+        ("listen", "silent", False),
+        ("BA", "AB", False),
+        ("2020-05-01", "2014", False),
+        ("Not 5", "5", False),
+        ("5", "Not 5", False),
+        ("12 apples", "12 pears", False),
+        (r"12\text{ apples}", "12 pears", False),
+        (r"12\text{ apples}", "12 apples", True),
+        ("12", "12 apples", True),
+        ("2ab+b", "b+2ba", True),
+        (r"\frac{1}{2} dollars", r"\frac{2}{4}", True),
+        ("x = 5", "5", True),
+        ("5 = x", "5", True),
+        ("3/4 of 8 = 6", "6", True),
+        ("5 apples and 3 pears", "5", True),
+        ("5 apples and 3 pears", "3", False),
+        ("24 a day, not 18", "18", False),
     ],
 )
 def test_mathematical_equality(answer, reference, same):
     assert MATH.equivalent(answer, reference) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "wrong"),
+    [
+        ("The answer is 18. She started with 24 eggs.", "18", "24"),
+        ("So the answer is $18 per day, not $20.", "18", "20"),
+        ("The answer is 5 apples and 3 pears.", "5", "3"),
+        ("Answer: 3/4 of 8 = 6", "6", "8"),
+    ],
+)
+def test_an_answer_in_words_counts_by_the_number_it_states(text, right, wrong):
+    assert MATH.equivalent(MATH.extract(text), right)
+    assert not MATH.equivalent(MATH.extract(text), wrong)
+    assert NUMBER.equivalent(NUMBER.extract(text), right)
 
 
 def test_numbers_need_no_helper_process(monkeypatch):
