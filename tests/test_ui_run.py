@@ -47,6 +47,18 @@ def test_the_form_queues_exactly_what_it_shows():
     assert "No worker is running" in words(at)
 
 
+def test_a_worker_that_takes_nothing_says_why():
+    with open_store() as store:
+        store.workers.register("here")
+        store.workers.heartbeat("here", reason="The disk has 3 MB left.")
+        at = chosen(run_limit=7)
+        button(at, "Run").click().run()
+        assert "The disk has 3 MB left." in words(at)
+        store.workers.register("there")
+        store.workers.heartbeat("there")
+    assert "The disk has" not in words(at.run()), "another one would take it"
+
+
 def test_defaults_work_on_the_first_click():
     at = visit("run")
     assert not at.error

@@ -63,9 +63,14 @@ def state_badge(state: JobState) -> None:
 
 def worker_banner(store: Store) -> bool:
     """Say so when nobody would take up a queued run; whether somebody would."""
-    if store.workers.any_alive():
-        return True
     known = store.workers.list()
+    alive = [worker for worker in known if worker.alive]
+    held_up = [worker.reason for worker in alive if worker.reason]
+    if len(held_up) < len(alive):
+        return True
+    if held_up:
+        st.warning(f"Queued runs wait. {plain(held_up[0])}", icon=":material/hourglass_disabled:")
+        return False
     seen = f" The last one was seen {ago(known[0].seen)} ago." if known else ""
     st.warning(f"No worker is running, so queued runs wait.{seen} {START_WORKER}", icon=":material/cloud_off:")
     return False
