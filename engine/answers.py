@@ -1,24 +1,66 @@
-"""From a finished job to the Answer that is kept: who is right, and what it cost."""
+"""From a finished job to the Answer that is kept: what it answered, who is right, and what it cost."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from engine.decoding.requests import Outcome
 from engine.scheduler import Job
-from spec.errors import shorten
+from spec.errors import IsoquantError, shorten
 from spec.results import Answer, Candidate
 
 
-def answer_of(job: Job, task: Any) -> Answer:
+class Grader:
+    """A task's rules for answers that no answer can break: one that a rule chokes on is none, and equals nothing.
+
+    What the user can act on (InputError: the checker does not start) is raised. ``note`` tells what was choked on.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self._failures = 0
+        self._first = ""
+
+    def extract(self, text: str) -> str | None:
+        """See Task."""
+        found: str | None = self._guarded(lambda: self._task.extract(text), None)
+        return found
+
+    def equivalent(self, a: str, b: str) -> bool:
+        """See Task."""
+        return bool(self._guarded(lambda: self._task.equivalent(a, b), False))
+
+    def warm_up(self) -> None:
+        """Compare once, so that a checker's own start is no part of the run. Raises InputError where it fails."""
+        self.equivalent(r"\frac{1}{2}", "x")
+        self._failures = 0
+
+    @property
+    def note(self) -> str | None:
+        """A sentence for the reader of the result; None where nothing failed."""
+        if not self._failures:
+            return None
+        return f"The checker failed {self._failures} times ({self._first}); those answers count as wrong."
+
+    def _guarded(self, work: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return work()
+        except (IsoquantError, MemoryError):
+            raise
+        except Exception as failure:
+            if not self._failures:
+                self._first = f"{type(failure).__name__}: {shorten(str(failure), 200)}"
+            self._failures += 1
+            return otherwise
+
+
+def answer_of(job: Job, grader: Grader) -> Answer:
     """The record of a job that has ended, checked against the reference answer."""
     error, candidates, chosen = job.error, (), None
     if job.outcome is not None:
-        try:
-            candidates, chosen = _checked(job.outcome, job.problem.answer, task), job.outcome.chosen
-        except Exception as failure:  # one answer that the checker chokes on must not end the run
-            error = f"Checking the answer failed ({type(failure).__name__}: {shorten(str(failure), 200)})."
+        candidates, chosen = _checked(job.outcome, job.problem.answer, grader), job.outcome.chosen
     final = candidates[chosen].answer if chosen is not None else None
     first_tokens = [t.token_s[0] for t in job.timings if t.token_s]
     return Answer(
@@ -40,13 +82,13 @@ def answer_of(job: Job, task: Any) -> Answer:
     )
 
 
-def _checked(outcome: Outcome, reference: str | None, task: Any) -> tuple[Candidate, ...]:
+def _checked(outcome: Outcome, reference: str | None, grader: Grader) -> tuple[Candidate, ...]:
     if reference is None:
         return outcome.candidates
     verdicts: dict[str | None, bool] = {None: False}
     for candidate in outcome.candidates:
         if candidate.answer not in verdicts:
-            verdicts[candidate.answer] = bool(task.equivalent(candidate.answer, reference))
+            verdicts[candidate.answer] = grader.equivalent(candidate.answer, reference)
     return tuple(replace(c, correct=verdicts[c.answer]) for c in outcome.candidates)
 
 

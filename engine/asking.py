@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.answers import answer_of
+from engine.answers import Grader, answer_of
 from engine.backends.rows import Row
 from engine.backends.transformers import TransformersBackend
 from engine.decoding import begin
@@ -16,7 +17,7 @@ from engine.devices import check_fits
 from engine.measure.memory import RssMeter
 from engine.measure.sensors import energy_meter
 from engine.measure.summary import RunRecord
-from engine.measure.time import SequenceTiming, now, synchronise
+from engine.measure.time import SequenceTiming, now, paused, synchronise
 from engine.progress import Reporter
 from engine.prompts import Prompt, PromptMaker
 from engine.sampling import Sampling
@@ -29,9 +30,12 @@ from tasks.problem import Problem
 
 WARM_UP_TOKENS = 4
 CUT_SHORT = "Some answers had less room than max_new_tokens, because the model's context was full."
+CUT_SCORED = "Some solutions were longer than the reward model's context, which read and scored only their beginning."
 NO_SHARING = "This back end reads the prompt again for each sample, so flops_total equals flops_no_reuse."
 NO_CACHE = "the model keeps its state in a form whose size this back end cannot read"
 NOTHING_RUN = "no sequence was generated in this attempt"
+NOTHING_LEFT = "no problem was left to ask in this attempt"
+NO_PROMPT = "no problem could be put to the model"
 
 
 class Asking:
@@ -44,6 +48,7 @@ class Asking:
             raise InputError("The task has no problems; check its split, limit and file.")
         self._setup = setup
         self._earlier = list(earlier)
+        self._grader = Grader(task)
         self._prompts = PromptMaker(task, spec.task, setup.loaded)
         self._max_new_tokens = spec.task.max_new_tokens or task.default_max_new_tokens
         done = {(a.repeat, a.problem_id) for a in earlier}
@@ -64,23 +69,26 @@ class Asking:
             self._reporter.start()
             started = now()
             for job in scheduler.run(self._jobs()):
-                answers.append(self._answer(job))
-                timings += job.timings
-                self._reporter.answered(answers[-1])
+                with paused():  # checking and storing an answer is no part of giving it
+                    answers.append(self._answer(job))
+                    timings += job.timings
+                    self._reporter.answered(answers[-1])
             synchronise(setup.device)
             wall_s = now() - started
         self._reporter.finish()
         if setup.spec.strategy.samples > 1:
             setup.note(NO_SHARING)
+        if self._grader.note:
+            setup.note(self._grader.note)
         kv, lacking = self._backend.kv_bytes_peak, NO_CACHE if timings else NOTHING_RUN
         record = setup.record(
             *(wall_s, warmup_s, energy.reading, rss.peak, kv),
             answers=answers,
             timings=timings,
             earlier=len(self._earlier),
-            missing={"kv_bytes_peak": lacking},
+            missing={"kv_bytes_peak": lacking, "warmup_s": NO_PROMPT if self._todo else NOTHING_LEFT},
         )
-        return record, prompts[0].bare if prompts else None
+        return record, prompts[0].text if prompts else None
 
     def _jobs(self) -> Iterator[Job]:
         setup = self._setup
@@ -88,20 +96,22 @@ class Asking:
             yield Job(problem, repeat, setup.spec.seed, setup.loaded.context, lambda p=problem: self._begin(p))
 
     def _begin(self, problem: Problem) -> tuple[Prompt, Search]:
-        task, meaning = self._setup.task, self._setup.loaded.has_meaning
+        meaning = self._setup.loaded.has_meaning
         question = Question(
             problem=problem,
             max_new_tokens=self._max_new_tokens,
-            stop=tuple(task.stop),
-            extract=task.extract if meaning else _no_answer,
-            equivalent=task.equivalent,
+            stop=tuple(self._setup.task.stop),
+            extract=self._grader.extract if meaning else _no_answer,
+            equivalent=self._grader.equivalent,
         )
         return self._prompts.make(problem), begin(question, self._setup.spec.strategy)
 
     def _answer(self, job: Job) -> Answer:
         if job.cut_short:
             self._setup.note(CUT_SHORT)
-        answer = answer_of(job, self._setup.task)
+        if job.cut_scored:
+            self._setup.note(CUT_SCORED)
+        answer = answer_of(job, self._grader)
         if self._setup.loaded.has_meaning:
             return answer
         return replace(answer, correct=None, candidates=tuple(replace(c, correct=None) for c in answer.candidates))
@@ -111,11 +121,11 @@ class Asking:
         samples = self._setup.spec.strategy.samples
         wanted = -(-self._setup.spec.runtime.batch_size // samples)
         prompts = []
-        for _, problem in itertools.islice(self._todo, wanted):
-            try:
+        for _, problem in self._todo:
+            if len(prompts) == wanted:
+                break
+            with contextlib.suppress(InputError):
                 prompts.append(self._prompts.make(problem))
-            except InputError:
-                continue
         return prompts
 
     def _warm_up(self, prompts: Sequence[Prompt]) -> float:
@@ -129,9 +139,14 @@ class Asking:
         sampling = Sampling.of(spec.strategy) if isinstance(spec.strategy, Sample) else None
         room = min(WARM_UP_TOKENS, self._max_new_tokens, *(self._room(p) for p in batch))
         rows = [Row(p.ids, room, sampling, 0, 0, tuple(setup.task.stop)) for p in batch]
-        self._backend.extend(rows, self._reporter.poll)
+        grown = self._backend.extend(rows, self._reporter.poll)
         if setup.reward:
-            setup.reward.score([(p.bare, "") for p in batch], spec.runtime.batch_size, lambda: self._reporter.poll(0))
+            # As long as the answers may get, for a reward model's first batch of a new length is slow.
+            times = max(1, self._max_new_tokens // WARM_UP_TOKENS)
+            pairs = [(p.bare, g.extension.text * times) for p, g in zip(batch, grown, strict=True)]
+            setup.reward.score(pairs, spec.runtime.batch_size, lambda: self._reporter.poll(0))
+        if setup.loaded.has_meaning:
+            self._grader.warm_up()
         synchronise(setup.device)
         self._backend.kv_bytes_peak = None
         return now() - started

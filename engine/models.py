@@ -88,7 +88,7 @@ class ModelHost:
             ref = resolve(spec.model)
         device = pick_device(spec.runtime.device)
         dtype = pick_dtype(spec.precision.weights, ref.dtype, device)
-        key = ("model", ref.name, str(ref.path), str(device), dtype, spec.runtime.attention)
+        key = ("model", ref.name, str(ref.path), str(device), dtype, spec.runtime.attention, files_state(ref))
         loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, spec.runtime.attention))
         return loaded
 
@@ -110,13 +110,22 @@ class ModelHost:
             self._drop_oldest()
         return loaded
 
+    def keep_only(self, *used: Any) -> None:
+        """Forget all but these, so that what an earlier run loaded is in no memory figure of the next one."""
+        models = [u.model for u in used if u is not None]
+        for key in [k for k, v in self._loaded.items() if not any(v.model is m for m in models)]:
+            self._drop(key)
+
     def clear(self) -> None:
         """Forget all models."""
         while self._loaded:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        _, old = self._loaded.popitem(last=False)
+        self._drop(next(iter(self._loaded)))
+
+    def _drop(self, key: tuple[Any, ...]) -> None:
+        old = self._loaded.pop(key)
         device = old.device
         del old
         release(device)
@@ -209,6 +218,14 @@ def fingerprint(ref: ModelRef) -> str:
             stream.seek(max(0, size - _SAMPLED))
             digest.update(stream.read())
     return digest.hexdigest()[:16]
+
+
+def files_state(ref: ModelRef) -> tuple[tuple[str, int, int], ...]:
+    """(name, size, time of change) of the files a model is read from; empty for a shape."""
+    if ref.path is None:
+        return ()
+    files = [*weight_files(ref.path), *sorted(ref.path.glob("*.json")), *sorted(ref.path.glob("head.safetensors"))]
+    return tuple((f.name, (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files)
 
 
 def _import_architecture(ref: ModelRef) -> None:

@@ -15,10 +15,14 @@ from tasks.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """``ids`` are read by the model; ``bare`` is the task's prompt without examples or chat form, for reward models."""
+    """``ids`` are read by the model, ``text`` is what they stand for.
+
+    ``bare`` is the task's prompt without examples or chat form, for reward models.
+    """
 
     ids: tuple[int, ...]
     bare: str
+    text: str = ""
 
 
 class PromptMaker:
@@ -43,8 +47,10 @@ class PromptMaker:
         if self._style is PromptStyle.CHAT:
             assert isinstance(self._tokenizer, ModelTokenizer)
             ids = self._tokenizer.encode_chat(bare)
+            text = self._tokenizer.chat_text(bare)
         else:
-            ids = self._tokenizer.encode(self._task.prompt(problem, shots=self._shots) if self._shots else bare)
+            text = self._task.prompt(problem, shots=self._shots) if self._shots else bare
+            ids = self._tokenizer.encode(text)
         if not ids:
             raise InputError("The prompt is empty; check the question and the prompt template.")
         if self._context is not None and len(ids) >= self._context:
@@ -52,4 +58,4 @@ class PromptMaker:
                 f"The prompt has {len(ids):,} tokens and the model reads at most {self._context:,}; ask with fewer "
                 "examples or choose a model with a longer context."
             )
-        return Prompt(tuple(ids), bare)
+        return Prompt(tuple(ids), bare, text)

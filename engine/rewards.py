@@ -24,7 +24,7 @@ from engine.devices import check_fits, does_not_fit, is_out_of_memory, pick_dtyp
 from engine.measure.flops import ModelShape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
-from engine.models import FITS_ADVICE, ModelHost, fingerprint, read_weights, shape_of
+from engine.models import FITS_ADVICE, ModelHost, files_state, fingerprint, read_weights, shape_of
 from engine.sizes import context_of
 from engine.tokenizers import ModelTokenizer, load_tokenizer
 from spec.choices import Attention, Dtype
@@ -36,10 +36,14 @@ STEP_END = "\n"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores in (0, 1) of one solution's steps, and the tokens the reward model processed for them."""
+    """Scores in (0, 1) of one solution's steps, and the tokens the reward model processed for them.
+
+    ``cut``: the solution is longer than the reward model's context, and what stands beyond it was not read.
+    """
 
     steps: tuple[float, ...]
     tokens: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,18 +76,21 @@ class RewardModel:
         for start in range(0, len(order), batch_size):
             on_batch()
             batch = order[start : start + batch_size]
-            for index, steps in zip(batch, self._run([read[i] for i in batch]), strict=True):
-                found[index] = Scored(steps, len(read[index][0]))
+            for index, steps in zip(batch, self._run([read[i][:2] for i in batch]), strict=True):
+                ids, _, cut = read[index]
+                found[index] = Scored(steps, len(ids), cut)
         return [s for s in found if s is not None]
 
-    def _read(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
-        """(token ids, positions at which a score is read)."""
+    def _read(self, prompt: str, text: str) -> tuple[list[int], list[int], bool]:
+        """(token ids, positions at which a score is read, whether the context cut something off)."""
         if self.head is None:
-            ids = self.tokenizer.encode(prompt + text)[: self.context]
-            return ids, [len(ids) - 1]
+            whole = self.tokenizer.encode(prompt + text)
+            ids = whole[: self.context]
+            return ids, [len(ids) - 1], len(ids) < len(whole)
         before = self.tokenizer.encode(prompt).count(self._newline)
-        ids = self.tokenizer.encode(prompt + text.removesuffix(STEP_END) + STEP_END)[: self.context]
-        return ids, [i for i, token in enumerate(ids) if token == self._newline][before:]
+        whole = self.tokenizer.encode(prompt + text.removesuffix(STEP_END) + STEP_END)
+        ids = whole[: self.context]
+        return ids, [i for i, token in enumerate(ids) if token == self._newline][before:], len(ids) < len(whole)
 
     @cached_property
     def _newline(self) -> int:
@@ -120,7 +127,7 @@ def get_reward(host: ModelHost, name: str, device: torch.device) -> RewardModel:
     """The reward model of that name from the host, loaded in the number format it was saved in."""
     ref = resolve_reward(name)
     dtype = pick_dtype(Dtype.AUTO, ref.dtype, device)
-    key = ("reward", name, str(ref.path), str(device), dtype)
+    key = ("reward", name, str(ref.path), str(device), dtype, files_state(ref))
     model: RewardModel = host.keep_or_load(key, lambda: load_reward(ref, device, dtype))
     return model
 

@@ -17,7 +17,7 @@ from engine.measure.time import SequenceTiming, now
 from engine.prompts import Prompt
 from engine.rewards import RewardModel
 from engine.sampling import stream_key
-from spec.errors import InputError, shorten
+from spec.errors import InputError
 from tasks.problem import Problem
 
 
@@ -26,7 +26,8 @@ class Job:
     """One problem on its way: what its strategy waits for, and what it has cost so far.
 
     ``begin`` makes the prompt and the strategy's generator when the problem is admitted; ``outcome`` or ``error`` is
-    set at the end. ``cut_short``: some sequence had less room than it was allowed, because the context was full.
+    set at the end. ``cut_short``: some sequence had less room than it was allowed, because the context was full;
+    ``cut_scored``: the reward model read some solution only up to the end of its own context.
     """
 
     problem: Problem
@@ -46,6 +47,7 @@ class Job:
     tokens_generated: int = 0
     tokens_verifier: int = 0
     cut_short: bool = False
+    cut_scored: bool = False
     timings: list[SequenceTiming] = field(default_factory=list)
 
     def admit(self) -> None:
@@ -66,8 +68,6 @@ class Job:
             self.request = self.search.send(result)  # type: ignore[arg-type]
         except StopIteration as end:
             self._end(outcome=end.value)
-        except Exception as error:  # one answer that a checker chokes on must not end the run
-            self._end(error=f"Reading the answer failed ({type(error).__name__}: {shorten(str(error), 200)}).")
 
     def rows(self) -> list[tuple[int, Row]]:
         """The sequences of the current Extend request with their place in it."""
@@ -176,5 +176,6 @@ class Scheduler:
             for index, job in jobs:
                 mine = list(itertools.islice(scored, len(job.request.texts)))  # type: ignore[union-attr]
                 job.tokens_verifier += sum(s.tokens for s in mine)
+                job.cut_scored |= any(s.cut for s in mine)
                 job.advance([s.steps for s in mine])
                 self._enqueue(index, job)

@@ -75,6 +75,7 @@ def set_up(
     if name is not None:
         on_event(Phase("load", f"Loading {name}"))
     reward = get_reward(host, name, loaded.device) if name is not None else None
+    host.keep_only(loaded, reward)
     setup = Setup(spec, task, loaded, reward, on_event, cancelled)
     if loaded.warm or (reward and reward.warm):
         setup.note(WARM)

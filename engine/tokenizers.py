@@ -50,12 +50,14 @@ class ModelTokenizer:
 
     def encode_chat(self, message: str) -> list[int]:
         """See Tokenizer."""
+        return list(self.inner(self.chat_text(message), add_special_tokens=False)["input_ids"])
+
+    def chat_text(self, message: str) -> str:
+        """One user message in the model's chat form; InputError where it has none."""
         if not getattr(self.inner, "chat_template", None):
             raise InputError("This model has no chat template; choose the prompt style zero-shot or few-shot.")
-        text = self.inner.apply_chat_template(
-            [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=False
-        )
-        return list(self.inner(text, add_special_tokens=False)["input_ids"])
+        messages = [{"role": "user", "content": message}]
+        return str(self.inner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer."""

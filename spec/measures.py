@@ -122,7 +122,7 @@ MEASURES: dict[str, Measure] = {
         _c("flops_no_reuse", "Compute, no reuse", "FLOP", "flops_total if no prefix were shared between samples"),
         _c("flops_per_problem", "Compute per problem", "FLOP", "flops_total / problems answered"),
         _c("tokens_per_problem", "Tokens per problem", "tokens", "generated tokens / problems answered"),
-        _m("peak_memory_bytes", "Peak memory", "device allocator peak since load"),
+        _m("peak_memory_bytes", "Peak memory", "device allocator peak after loading: weights, cache and activations"),
         _m("weights_bytes", "Weights", "bytes of all parameters and buffers, verifier included"),
         _m("kv_bytes_peak", "KV cache, peak", "largest KV cache held at once"),
         _m("process_rss_bytes", "Process memory, peak", "largest resident set of the engine process during the run"),

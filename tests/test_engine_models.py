@@ -72,6 +72,17 @@ def test_a_host_keeps_models_and_drops_the_least_recently_used(tmp_path):
     assert not host.get(specs[0]).warm
 
 
+def test_changed_files_are_read_again(tmp_path):
+    host, folder = ModelHost(), make_model(tmp_path / "m", seed=0)
+    spec = RunSpec(str(folder))
+    old = host.get(spec)
+    assert host.get(spec).warm
+    make_model(folder, seed=1)
+    new = host.get(spec)
+    assert not new.warm
+    assert new.fingerprint != old.fingerprint
+
+
 def test_kept_models_make_room(tmp_path, monkeypatch):
     host = ModelHost()
     first, second = (RunSpec(str(make_model(tmp_path / n))) for n in "ab")

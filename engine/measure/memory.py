@@ -19,7 +19,7 @@ class MemoryReading:
     """Bytes of one run.
 
     Attributes:
-        peak_memory_bytes: device allocator peak since ``reset_peak``; None on the CPU.
+        peak_memory_bytes: device allocator peak since ``reset_peak``, the loaded weights included; None on the CPU.
         process_rss_bytes: largest resident set seen while sampling.
         weights_bytes: parameters and buffers, verifier included.
         kv_bytes_peak: largest KV cache held at once; None where the back end could not tell.
@@ -42,7 +42,7 @@ def weights_bytes(*models: nn.Module) -> int:
 
 
 def reset_peak(device: str) -> None:
-    """Forget the device allocator's peak; called before a model is loaded."""
+    """Forget the device allocator's peak; called once the run's models, and no others, are loaded."""
     if device.startswith("cuda"):
         import torch
 

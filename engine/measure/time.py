@@ -1,20 +1,40 @@
 """Time: one record per sequence, and the series and the steady window derived from the records.
 
 All instants are seconds of one monotonic clock (``now``), which has no meaning across processes: a resumed run
-keeps only the latencies of its earlier attempts, not their instants.
+keeps only the latencies of its earlier attempts, not their instants. The clock can be stopped (``paused``) for what
+is no part of a run, so that no time, rate or latency holds it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from spec.statistics import percentile
 
 MAX_STORED_SAMPLES = 10_000
 
-now = time.perf_counter
+_pause: tuple[float | None, float] = (None, 0.0)  # since when the clock stands, and for how long it stood before
+
+
+def now() -> float:
+    """The instant, in seconds; it stands still while the clock is paused."""
+    since, away_s = _pause
+    return (time.perf_counter() if since is None else since) - away_s
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Stop the clock for the block. For the thread that measures; blocks do not nest."""
+    global _pause
+    since, away_s = time.perf_counter(), _pause[1]
+    _pause = (since, away_s)
+    try:
+        yield
+    finally:
+        _pause = (None, away_s + time.perf_counter() - since)
 
 
 def synchronise(device: str) -> None:
