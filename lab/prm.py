@@ -32,12 +32,12 @@ from tasks.problem import Problem
 NAME = "lab-prm"
 TRUNK = "lab-m"
 SAMPLED = ("lab-xs", "lab-s", "lab-m")
-PROBLEMS = 3000
+PROBLEMS = 2400
 SAMPLES = 3
 TEMPERATURE = 0.9
 # Training problems far beyond those that the models were trained on.
 FIRST_INDEX = 1_000_000
-RECIPE = replace(SIZES[TRUNK], tokens=6_000_000, learning_rate=1.5e-3)
+RECIPE = replace(SIZES[TRUNK], tokens=4_500_000, learning_rate=1.5e-3)
 SEED = 40
 
 
