@@ -14,8 +14,12 @@ from pathlib import Path
 
 from engine.folders import PICKLES, check_folder
 from spec.errors import ModelError, UnsafeModelError, shorten
+from tasks.files import DISK_ADVICE, disk_problem
 
 WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.jinja")
+INDEX = "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+_SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _HUB_ID = re.compile(rf"{_PART}/{_PART}")
 
@@ -31,7 +35,23 @@ def cached_folder(name: str) -> Path | None:
 
     config = try_to_load_from_cache(name, "config.json")
     folder = Path(config).parent if isinstance(config, str) else None
-    return folder if folder and any(folder.glob("*.safetensors")) else None
+    return folder if folder and _is_complete(folder) else None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether all weights that belong together and a tokenizer are there: a download may have been interrupted."""
+    index = folder / INDEX
+    files = {f.name for f in folder.iterdir()}
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return False
+    else:
+        shards = {f for f in files if f.endswith(".safetensors")}
+        if any(_SHARD.fullmatch(f) for f in shards):
+            return False  # one of several, and the index that names them is still to come
+    return bool(shards) and shards <= files and any(f in files for f in TOKENIZERS)
 
 
 def fetch(name: str) -> Path:
@@ -85,6 +105,10 @@ def _explain(name: str, error: Exception) -> ModelError:
         return ModelError(
             f"{name} asks for its licence to be accepted on the hub; do so, log in with `hf auth login`, retry."
         )
+    if words := disk_problem(error):
+        return ModelError(f"{shorten(name)} cannot be stored on this machine ({words}); {DISK_ADVICE}")
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return ModelError(f"The config.json of {shorten(name)} on the hub cannot be read; choose another model.")
     return _offline(name, kind)
 
 

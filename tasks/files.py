@@ -6,6 +6,7 @@ Messages name the file and the line, never what is in it: the path may lead anyw
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os.path
 from collections.abc import Callable
@@ -19,6 +20,24 @@ MAX_LINE_BYTES = 2**20
 SHOWN = 5
 
 Row = TypeVar("Row")
+
+
+_ON_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
+DISK_ADVICE = "free some space or check the permissions of the hub's cache (HF_HOME)."
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """The system's words where a download failed on this machine's disk; None where the hub or network is at fault."""
+    return error.strerror if isinstance(error, OSError) and error.errno in _ON_DISK else None
 
 
 class BadLine(Exception):

@@ -16,7 +16,7 @@ from typing import Any
 from spec.choices import Checker
 from spec.errors import InputError
 from spec.run_spec import TaskSpec
-from tasks.files import BadLine, read_json_lines
+from tasks.files import DISK_ADVICE, BadLine, disk_problem, read_json_lines
 from tasks.jsonl import parse as parse_row
 from tasks.problem import Problem
 
@@ -125,6 +125,8 @@ def fetch(split: str) -> list[dict[str, Any]]:
             file = hf_hub_download(REPOSITORY, name, repo_type="dataset")
         rows: list[dict[str, Any]] = parquet.read_table(file, columns=["question", "answer"]).to_pylist()
     except Exception as error:  # the errors of the hub, the network and the file format have no base in common
+        if words := disk_problem(error):
+            raise InputError(f"GSM8K cannot be stored on this machine ({words}); {DISK_ADVICE}") from error
         raise InputError(
             f"GSM8K could not be had from the hub ({type(error).__name__}); give a local file instead: gsm8k:PATH."
         ) from error

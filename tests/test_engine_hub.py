@@ -1,5 +1,6 @@
 """Models of the hub: what is fetched, what is refused, what is said offline. The hub is faked."""
 
+import errno
 import json
 
 import huggingface_hub
@@ -68,6 +69,27 @@ def test_what_goes_wrong_at_the_hub_is_one_sentence(tmp_path, monkeypatch, error
     FakeHub(monkeypatch, tmp_path, [], error=error)
     with pytest.raises(ModelError, match=words):
         hub.fetch("owner/name")
+
+
+def test_a_full_disk_is_not_taken_for_the_network(tmp_path, monkeypatch):
+    FakeHub(monkeypatch, tmp_path, [], error=OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(ModelError, match=r"cannot be stored on this machine .No space left on device.*free some space"):
+        hub.fetch("owner/name")
+    FakeHub(monkeypatch, tmp_path, [], error=ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
+    with pytest.raises(ModelError, match="hub cannot be reached"):
+        hub.fetch("owner/name")
+
+
+@pytest.mark.parametrize("missing", ["model-00002-of-00002.safetensors", hub.INDEX, "tokenizer.json"])
+def test_an_interrupted_download_is_not_taken_for_the_model(tmp_path, monkeypatch, missing):
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in ("config.json", "tokenizer.json", *shards):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / hub.INDEX).write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    assert hub.cached_folder("owner/name") == tmp_path
+    (tmp_path / missing).unlink()
+    assert hub.cached_folder("owner/name") is None
 
 
 def test_offline_says_what_to_do(monkeypatch):
