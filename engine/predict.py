@@ -7,13 +7,14 @@ operations and bytes of each decoding step and the rates of the machine, measure
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from engine.catalog import ModelRef, resolve, resolve_reward
 from engine.measure.hardware import cores, gpus
-from engine.sizes import BYTES
+from engine.sizes import BYTES, ModelSizes
 from spec.choices import Dtype, PromptStyle
 from spec.run_spec import RunSpec
 
@@ -22,6 +23,7 @@ SHOT_TOKENS = 150
 ENDS_EARLY = 0.5  # of the longest answer allowed, where the model can end by itself
 PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 600_000_000}
 GPU_SHARE = 0.95
+OF_CEILING = 0.5  # what a decoding step reaches of the rates of large copies and matrix products
 
 
 class Fit(StrEnum):
@@ -40,6 +42,19 @@ class Rates:
     flops: float
     bytes_per_s: float
     layer_s: float
+
+    @classmethod
+    def of_ceilings(cls, ceilings: Sequence[Mapping[str, Any]], on_gpu: bool) -> Rates | None:
+        """The rates of a calibrated machine, from what ``doctor --calibrate`` stores; None where no device fits.
+
+        A run reaches about ``OF_CEILING`` of a ceiling. A layer's fixed time is not measured and stays assumed.
+        """
+        for found in ceilings:
+            multiplies = found.get("matmul_flop_per_s") or {}
+            if str(found.get("device", "")).startswith("cuda") is on_gpu and multiplies:
+                flops = max(multiplies.values()) * OF_CEILING
+                return cls(flops, found["copy_bytes_per_s"] * OF_CEILING, default_rates(on_gpu).layer_s)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +161,21 @@ def _time(
     dtype = ref.dtype or "fp32" if spec.precision.weights is Dtype.AUTO else str(spec.precision.weights)
     # A static batch runs until its last answer ends, which is near the limit once there are a few.
     steps = batches * (limit if sequences > 1 else answer)
-    step_s = ref.sizes.layers * rates.layer_s + ref.sizes.active * BYTES[dtype] / rates.bytes_per_s
-    work = 2.0 * ref.sizes.active * sequences * (prompt + answer)
+    step_s = ref.sizes.layers * rates.layer_s + _active(ref.sizes) * BYTES[dtype] / rates.bytes_per_s
+    work = 2.0 * _active(ref.sizes) * sequences * (prompt + answer)
     if reward and reward.sizes:
-        work += 2.0 * reward.sizes.active * sequences * (prompt + answer)
+        work += 2.0 * _active(reward.sizes) * sequences * (prompt + answer)
     origin = "assumed rates of this kind of machine" if assumed else "this machine's calibrated rates"
     return (
         steps * step_s + work / rates.flops,
         sequences * answer,
         f"Estimated from {origin}; no similar run is stored.",
     )
+
+
+def _active(sizes: ModelSizes) -> int:
+    """Parameters that a token visits; all of them where that is not known, for an estimate had better be too long."""
+    return sizes.parameters if sizes.active is None else sizes.active
 
 
 def _nearest(spec: RunSpec, past: Sequence[Past]) -> Past | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.measure.flops import EXPERTS, EXPERTS_PER_TOKEN
 from engine.shapes import Shape
 from spec.errors import ModelError
 
@@ -33,12 +34,13 @@ class ModelSizes:
     """Sizes that follow from a model's architecture.
 
     ``active``: parameters that take part in one token's forward pass (embedding look-up excluded, of the experts only
-    those a token visits). ``attention_width``: query heads x head size. ``kv_width``: key plus value numbers that one
-    token leaves in the cache, over all layers. ``context``: most positions, None where the architecture has no limit.
+    those a token visits), None where that cannot be told. ``attention_width``: query heads x head size. ``kv_width``:
+    key plus value numbers that one token leaves in the cache, over all layers. ``context``: most positions, None where
+    the architecture has no limit.
     """
 
     parameters: int
-    active: int
+    active: int | None
     layers: int
     attention_width: int
     kv_width: int
@@ -99,8 +101,9 @@ def sizes_of_files(config: dict[str, Any], files: Iterable[Path]) -> ModelSizes:
             positions += numbers if _POSITIONS.search(name) else 0
             experts += numbers if _EXPERT.search(name) else 0
             has_head |= name.endswith(("lm_head.weight", "embed_out.weight"))
-    idle = experts - int(experts * active_expert_share(config))
-    return _sizes(config, total, total - (lookup if has_head else 0) - positions - idle)
+    share = active_expert_share(config) if experts else 1.0
+    active = total - (lookup if has_head else 0) - positions
+    return _sizes(config, total, None if share is None else active - experts + int(experts * share))
 
 
 def sizes_of_shape(shape: Shape) -> ModelSizes:
@@ -110,12 +113,11 @@ def sizes_of_shape(shape: Shape) -> ModelSizes:
     return _sizes(c, shape.parameters, shape.parameters - lookup)
 
 
-def active_expert_share(config: dict[str, Any]) -> float:
-    """Share of the expert weights that one token visits; 1 for a model without experts."""
+def active_expert_share(config: dict[str, Any]) -> float | None:
+    """Share of the expert weights that one token visits; None where the config does not say."""
     config = text_config(config)
-    experts = first(config, "num_local_experts", "num_experts", "n_routed_experts", default=0)
-    visited = first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", default=0)
-    return visited / experts if experts and visited else 1.0
+    experts, visited = first(config, *EXPERTS), first(config, *EXPERTS_PER_TOKEN)
+    return visited / experts if experts and visited else None
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def context_of(config: dict[str, Any]) -> int | None:
     return first(text_config(config), "max_position_embeddings", "n_positions", "n_ctx", "seq_length") or None
 
 
-def _sizes(config: dict[str, Any], parameters: int, active: int) -> ModelSizes:
+def _sizes(config: dict[str, Any], parameters: int, active: int | None) -> ModelSizes:
     c = text_config(config)
     layers = first(c, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     heads = first(c, "num_attention_heads", "n_head", "n_heads")

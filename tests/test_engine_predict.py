@@ -55,6 +55,18 @@ def test_time_grows_with_work():
     assert "assumed" in predict(spec_of(), problems=1, default_max_new_tokens=9).basis
 
 
+def test_calibrated_rates_are_those_of_the_device():
+    ceilings = [
+        {"device": "cpu", "copy_bytes_per_s": 1e10, "matmul_flop_per_s": {"fp32": 2e11, "bf16": 1e9}},
+        {"device": "cuda:0", "copy_bytes_per_s": 1e12, "matmul_flop_per_s": {"bf16": 4e14}},
+    ]
+    cpu, gpu = (Rates.of_ceilings(ceilings, on_gpu) for on_gpu in (False, True))
+    assert cpu.flops / gpu.flops == 2e11 / 4e14
+    assert cpu.bytes_per_s < 1e10
+    assert Rates.of_ceilings(ceilings[:1], on_gpu=True) is None
+    assert Rates.of_ceilings([], on_gpu=False) is None
+
+
 def test_a_measured_run_is_the_better_basis():
     past = [
         Past(spec_of("majority:n=4"), tok_s=100.0, tokens_per_problem=400.0),

@@ -86,8 +86,27 @@ def test_failed_problems_are_counted_and_kept_out_of_averages():
     assert any("1 problem" in note for note in result.notes)
 
 
+def test_what_was_spent_on_failed_problems_is_in_the_sums_but_in_no_average():
+    energy = EnergyReading(EnergyMethod.NVML_COUNTER, 60.0, True)
+    answers = [answer("a", True), answer("b", None, error="out of memory", latency_s=None)]
+    whole = summarise(record(answers, energy=energy)).measures
+    alone = summarise(record(answers[:1], energy=energy)).measures
+    for name in ("tokens_generated", "tokens_prompt", "flops_total", "flops_generated", "throughput_run_tok_s"):
+        assert whole[name] == 2 * alone[name]
+    for name in ("tokens_per_problem", "flops_per_problem", "j_per_problem"):
+        assert whole[name] == alone[name]
+    assert whole["j_per_token"] == alone["j_per_token"] / 2
+
+
+def test_an_absent_figure_is_not_called_doubtful():
+    lost = EnergyReading(EnergyMethod.NVML_COUNTER, None, False, EnergyReason.COUNTER_RESET)
+    result = summarise(record([answer("a", True)], energy=lost))
+    assert not any("trusted" in note for note in result.notes)
+    assert (result.energy_valid, result.energy_reason) == (None, "counter_reset")
+
+
 def test_time_energy_and_ratios():
-    energy = EnergyReading(EnergyMethod.NVML_COUNTER, 60.0, True, idle_w=70.0, window_s=10.0)
+    energy = EnergyReading(EnergyMethod.NVML_COUNTER, 60.0, True, idle_w=70.0)
     answers = [answer("a", True, latency_s=1.0), answer("b", False, latency_s=3.0)]
     m = summarise(record(answers, energy=energy)).measures
     assert (m["latency_p50_s"], m["latency_mean_s"], m["wall_s"], m["load_s"]) == (2.0, 2.0, 10.0, 2.0)

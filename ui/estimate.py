@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from analysis.format import duration, si
-from engine.measure.hardware import fingerprint
-from engine.predict import Estimate, Fit, Past, predict
+from engine.measure.hardware import fingerprint, gpus
+from engine.predict import Estimate, Fit, Past, Rates, predict
 from spec.run_spec import RunSpec
 from store import Store
 from tasks.registry import TASKS
@@ -21,7 +21,14 @@ def estimate(store: Store, spec: RunSpec) -> Estimate:
         problems=problems,
         default_max_new_tokens=TASKS[spec.task.kind].default_max_new_tokens or 0,
         past=measured(store, spec),
+        rates=calibrated(store, spec),
     )
+
+
+def calibrated(store: Store, spec: RunSpec) -> Rates | None:
+    """What ``doctor --calibrate`` found out about the device of this run; None where it was not asked."""
+    ceilings = store.settings.get(f"ceilings:{fingerprint()['hardware_id']}", [])
+    return Rates.of_ceilings(ceilings, on_gpu=spec.runtime.device != "cpu" and bool(gpus()))
 
 
 def measured(store: Store, spec: RunSpec) -> list[Past]:

@@ -16,13 +16,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Protocol
 
 from engine.measure.poller import Poller
-from engine.measure.time import now
 from spec.choices import EnergyMethod
 
 IDLE_S = 0.5
@@ -74,8 +73,6 @@ class EnergyReading:
         valid: whether ``energy_j`` can be trusted; None without a reading.
         reason: why not, for an invalid or missing reading.
         idle_w: power just before the window.
-        window_s: length of the window.
-        power_w: (seconds since the window opened, watts) where power was sampled.
         max_gap_s: longest time between two samples of the source, where it samples.
         detail: the sensor's own words where it failed.
     """
@@ -85,8 +82,6 @@ class EnergyReading:
     valid: bool | None
     reason: EnergyReason | None = None
     idle_w: float | None = None
-    window_s: float = 0.0
-    power_w: list[tuple[float, float]] = field(default_factory=list)
     max_gap_s: float | None = None
     detail: str | None = None
 
@@ -172,13 +167,11 @@ class PowerSource:
             reason = EnergyReason.SHORT_WINDOW
         elif self._poller.max_gap_s > MAX_POWER_GAP_S:
             reason = EnergyReason.POWER_GAPS
-        start = samples[0][0]
         return EnergyReading(
             self.method,
             integrate(samples),
             reason is None,
             reason,
-            power_w=[(at - start, watts) for at, watts in samples],
             max_gap_s=self._poller.max_gap_s,
         )
 
@@ -201,7 +194,6 @@ class EnergyMeter:
         self._synchronise = synchronise
         self._idle_s = idle_s
         self._idle_w: float | None = None
-        self._opened_s = 0.0
         self._lost: str | None = None
 
     def __enter__(self) -> EnergyMeter:
@@ -211,27 +203,15 @@ class EnergyMeter:
             self.source.open()
         except SensorError as error:
             self._lost = str(error)
-        self._opened_s = now()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is None:  # after an error the device may hang or refuse to synchronise; the source must still close
             self._synchronise()
-        window_s = now() - self._opened_s
         try:
             if self._lost is not None:
                 raise SensorError(self._lost)
             found = self.source.close()
         except SensorError as error:
             found = EnergyReading(self.source.method, None, None, EnergyReason.SENSOR_LOST, detail=str(error))
-        self.reading = EnergyReading(
-            found.method,
-            found.energy_j,
-            found.valid,
-            found.reason,
-            self._idle_w,
-            window_s,
-            found.power_w,
-            found.max_gap_s,
-            found.detail,
-        )
+        self.reading = replace(found, idle_w=self._idle_w)

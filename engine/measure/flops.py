@@ -6,18 +6,27 @@ position attended to, so 4 L H D c with L layers, H heads of width D and c posit
 c is the context length). Softmax, norms and activations are left out, as there.
 
 Three accountings (docs/metrics.md): ``generated`` is the convention of the inference-scaling paper; ``total`` adds
-prompts, attention and verifier; ``no_reuse`` charges every sample its own prompt. Padding is not counted.
+prompts, attention and verifier; ``no_reuse`` charges every sample its own prompt. Padding is not counted. Reading the
+prompt gives the first token and the last token is never read, so ``total`` charges T - 1 steps for T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from spec.results import Answer
 
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts")
+# The names that configs have for these; engine.sizes reads the same ones from a config.json.
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k_experts",
+)
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -119,21 +128,19 @@ def count_flops(
     answers: Iterable[Answer],
     model: ModelShape,
     verifier: ModelShape | None = None,
-    prompt_lengths: Mapping[str, int] | None = None,
 ) -> Flops | None:
     """The compute of all answers; None where the active parameters of a model are not known.
 
-    ``prompt_lengths``: tokens of one copy of a problem's prompt, needed only where samples shared it; without it
-    every sample is taken to have processed its own copy.
+    Every sample is taken to have processed its own copy of the prompt.
     """
     if model.active_parameters is None or (verifier is not None and verifier.active_parameters is None):
         return None
     generated = total = no_reuse = 0.0
     for answer in answers:
         n = max(1, len(answer.candidates))
-        length = (prompt_lengths or {}).get(answer.problem_id, answer.tokens_prompt // n)
-        decode = sum(forward_flops(model, c.tokens, context=length) or 0.0 for c in answer.candidates)
-        scored = _scored(answer, verifier)
+        length = answer.tokens_prompt // n
+        decode = sum(forward_flops(model, max(0, c.tokens - 1), context=length) or 0.0 for c in answer.candidates)
+        scored = _scored(answer, length, verifier)
         prompt = forward_flops(model, length) or 0.0
         generated += 2.0 * model.active_parameters * answer.tokens_generated
         total += decode + scored + (prompt * answer.tokens_prompt / length if length else 0.0)
@@ -141,10 +148,14 @@ def count_flops(
     return Flops(generated, total, no_reuse)
 
 
-def _scored(answer: Answer, verifier: ModelShape | None) -> float:
-    """What the verifier cost: its tokens split evenly over the candidates, for only their sum is recorded."""
+def _scored(answer: Answer, prompt: int, verifier: ModelShape | None) -> float:
+    """What the verifier cost: only the sum of its tokens is recorded, so each candidate has its share by length."""
     if verifier is None or not answer.tokens_verifier:
         return 0.0
-    n = max(1, len(answer.candidates))
-    each, rest = divmod(answer.tokens_verifier, n)
-    return sum(forward_flops(verifier, each + (i < rest)) or 0.0 for i in range(n))
+    total, left, cost = answer.tokens_verifier, answer.tokens_verifier, 0.0
+    lengths = [max(1, prompt + c.tokens) for c in answer.candidates] or [1]
+    for length in lengths[:-1]:
+        share = min(left, round(total * length / sum(lengths)))
+        cost += forward_flops(verifier, share) or 0.0
+        left -= share
+    return cost + (forward_flops(verifier, left) or 0.0)

@@ -55,7 +55,6 @@ class RunRecord:
         timings: one per generated sequence of this attempt.
         wall_s: measured part of this attempt, load and warm-up excluded.
         verifier: shape of the reward model, where there was one.
-        prompt_lengths: see ``engine.measure.flops.count_flops``.
         text: for a perplexity task, its score; ``answers`` is then empty.
         no_accuracy: why correctness has no meaning here (random weights); None where it has.
         missing: reason for a measure the back end could not take, e.g. {"kv_bytes_peak": "..."}.
@@ -72,7 +71,6 @@ class RunRecord:
     model: ModelShape
     verifier: ModelShape | None = None
     earlier: int = 0
-    prompt_lengths: Mapping[str, int] | None = None
     text: TextScore | None = None
     no_accuracy: str | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -104,10 +102,9 @@ def summarise(record: RunRecord, environment: dict[str, Any] | None = None) -> R
     sheet = _Sheet()
     notes: list[str] = []
     answered = [a for a in record.answers if a.error is None]
-    fresh = [a for a in record.answers[record.earlier :] if a.error is None]
     _quality(sheet, record, answered)
-    samples = _time(sheet, record, answered, fresh, notes)
-    _energy(sheet, record, fresh, notes)
+    samples = _time(sheet, record, answered, notes)
+    _energy(sheet, record, notes)
     _compute(sheet, record, answered)
     _memory(sheet, record)
     if record.earlier:
@@ -117,13 +114,14 @@ def summarise(record: RunRecord, environment: dict[str, Any] | None = None) -> R
         )
     failed = len(record.answers) - len(answered)
     if failed:
-        notes.append(f"{failed} problems ended in an error and are not part of any average.")
+        what = "1 problem" if failed == 1 else f"{failed} problems"
+        notes.append(f"{what} ended in an error: part of no average, while what was spent on it is part of the sums.")
     return RunResult(
         measures=sheet.measures,
         reasons=sheet.reasons,
         by_level=by_level(answered) if record.no_accuracy is None else {},
         energy_method=record.energy.method.value,
-        energy_valid=record.energy.valid,
+        energy_valid=None if record.energy.energy_j is None else record.energy.valid,
         energy_reason=None if record.energy.reason is None else record.energy.reason.value,
         environment=dict(environment or {}),
         samples=samples,
@@ -189,9 +187,13 @@ def _pass_at_n(answer: Answer) -> float:
     return pass_at_k(n, sum(bool(c.correct) for c in answer.candidates), n) if n else float(bool(answer.correct))
 
 
-def _time(
-    sheet: _Sheet, record: RunRecord, answered: list[Answer], fresh: list[Answer], notes: list[str]
-) -> dict[str, list[float]]:
+def _of_this_attempt(record: RunRecord) -> tuple[int, list[Answer]]:
+    """Tokens generated in this attempt, those of failed problems included, and the answers it gave."""
+    fresh = record.answers[record.earlier :]
+    return sum(a.tokens_generated for a in fresh), [a for a in fresh if a.error is None]
+
+
+def _time(sheet: _Sheet, record: RunRecord, answered: list[Answer], notes: list[str]) -> dict[str, list[float]]:
     timings = record.timings
     series: dict[str, list[float]] = {
         "latency_s": [a.latency_s for a in answered if a.latency_s is not None],
@@ -209,7 +211,7 @@ def _time(
             measure = f"{name.removesuffix('_s')}_{statistic}_s"
             if measure in MEASURES:
                 sheet.put(measure, None if found is None else getattr(found, statistic), empty or why[name])
-    tokens = sum(a.tokens_generated for a in fresh)
+    tokens, fresh = _of_this_attempt(record)
     window = steady_window(timings, record.batch_size)
     steady = None if window is None else window.throughput_tok_s
     sheet.put("throughput_tok_s", steady, empty or (NO_STEADY if tokens else NO_TOKENS))
@@ -227,17 +229,17 @@ def _time(
     return {name: thin(values) for name, values in series.items() if values}
 
 
-def _energy(sheet: _Sheet, record: RunRecord, fresh: list[Answer], notes: list[str]) -> None:
+def _energy(sheet: _Sheet, record: RunRecord, notes: list[str]) -> None:
     energy = record.energy
     reason = energy.reason.sentence if energy.reason else "energy was not measured"
-    if energy.valid is False:
+    if energy.valid is False and energy.energy_j is not None:
         notes.append(f"The energy figure cannot be trusted: {reason}.")
     if energy.detail:
         notes.append(f"Energy sensor: {energy.detail}.")
     joules = energy.energy_j
     sheet.put("energy_j", joules, reason)
     sheet.put("idle_w", energy.idle_w, reason if joules is None else "idle power was not measured")
-    tokens = sum(a.tokens_generated for a in fresh)
+    tokens, fresh = _of_this_attempt(record)
     correct = 0 if record.no_accuracy else sum(bool(a.correct) for a in fresh)
     for name, count, none in (
         ("j_per_token", tokens, NO_TOKENS),
@@ -248,16 +250,17 @@ def _energy(sheet: _Sheet, record: RunRecord, fresh: list[Answer], notes: list[s
 
 
 def _compute(sheet: _Sheet, record: RunRecord, answered: list[Answer]) -> None:
-    work = answered if record.text is None else [_as_answer(tokens) for tokens in record.text.windows]
+    work = record.answers if record.text is None else [_as_answer(tokens) for tokens in record.text.windows]
     sheet.put("tokens_prompt", sum(a.tokens_prompt for a in work))
     sheet.put("tokens_generated", sum(a.tokens_generated for a in work))
     sheet.put("tokens_verifier", sum(a.tokens_verifier for a in work))
-    flops = count_flops(work, record.model, record.verifier, record.prompt_lengths)
+    flops = count_flops(work, record.model, record.verifier)
     unknown = record.model.reason or (record.verifier and record.verifier.reason) or "active parameters are not known"
     for name in ("generated", "total", "no_reuse"):
         sheet.put(f"flops_{name}", None if flops is None else getattr(flops, name), unknown)
     per = SCORES_TEXT if record.text else NO_ANSWERS
-    total = None if flops is None else flops.total
+    mine = count_flops(answered, record.model, record.verifier)
+    total = None if mine is None else mine.total
     sheet.ratio("flops_per_problem", total, len(answered), unknown if total is None else per)
     sheet.ratio("tokens_per_problem", sum(a.tokens_generated for a in answered), len(answered), per)
 
