@@ -21,7 +21,7 @@ from engine.reading import measure_text
 from engine.setup import set_up
 from spec.results import Answer, Event, Phase, RunResult
 from spec.run_spec import RunSpec
-from tasks.registry import load_task
+from tasks.registry import check_votes, load_task
 
 
 def ignore(event: Event) -> None:
@@ -54,6 +54,7 @@ def execute(
 
     Raises the errors of spec.errors: SpecError, InputError, ModelError, DoesNotFitError, Cancelled.
     """
+    check_votes(spec)
     task = task or load_task(spec.task)
     stop_if(cancelled)
     setup = set_up(spec, task, host or ModelHost(), on_event, cancelled)

@@ -127,7 +127,7 @@ def problems(split: str, limit: int | None = None) -> list[Problem]:
 
 
 def content_hash(split: str = "test") -> str:
-    """SHA-256 of all questions, answers, levels and ids of a held-out split: stored with every run."""
+    """SHA-256 of all questions, answers, levels and ids of a held-out split; names the data set as a whole."""
     rows = [[p.id, p.question, p.answer, p.level] for p in problems(split)]
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 

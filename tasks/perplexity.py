@@ -30,10 +30,19 @@ class Perplexity:
         return hashlib.sha256(self.content.encode()).hexdigest()
 
 
-def load(task: TaskSpec) -> Perplexity:
-    """The text of ``perplexity:PATH``. A limit counts lines. Raises InputError, SpecError."""
+def check(task: TaskSpec) -> None:
+    """Raise SpecError for what would be ignored, since nothing is asked: prompts, answers, lines of questions."""
     if task.prompt_template is not None or task.checker is not None:
         raise SpecError("Perplexity asks no questions; leave out the prompt template and the checker.", field="task")
+    asked = TaskSpec(task.name)
+    for name in ("prompt_style", "shots", "max_new_tokens", "skip_bad"):
+        if getattr(task, name) != getattr(asked, name):
+            raise SpecError(f"Perplexity asks no questions, so {name} has no meaning; leave it out.", f"task.{name}")
+
+
+def load(task: TaskSpec) -> Perplexity:
+    """The text of ``perplexity:PATH``. A limit counts lines. Raises InputError, SpecError."""
+    check(task)
     assert task.path is not None
     text = read_text(task.path, MAX_TEXT_BYTES)
     if task.limit is not None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spec.choices import PromptStyle
+from spec.choices import Checker, PromptStyle
 from spec.errors import InputError, SpecError, unknown
-from spec.run_spec import TaskSpec
+from spec.run_spec import RunSpec, TaskSpec
+from spec.strategy import Majority, Weighted
 from tasks import gsm8k, jsonl, lab_words, perplexity
 from tasks.checkers import RULES, Rule
 from tasks.problem import Problem
@@ -104,7 +105,19 @@ def check_task(task: TaskSpec) -> TaskInfo:
     if task.prompt_style is PromptStyle.FEW_SHOT and task.shots > info.shots:
         have = f"has {info.shots} worked examples" if info.shots else "has no worked examples"
         raise SpecError(f"The task {info.name} {have}; lower task.shots or ask zero-shot.", field="task.shots")
+    if info.name == "perplexity":
+        perplexity.check(task)
     return info
+
+
+def check_votes(spec: RunSpec) -> None:
+    """Refuse a vote over answers that never agree; raises SpecError."""
+    if spec.task.checker is Checker.CONTAINS and isinstance(spec.strategy, Majority | Weighted):
+        raise SpecError(
+            "The checker contains takes the whole text as the answer, so no two samples agree and "
+            f"{spec.strategy.name} has nothing to count; choose another checker or strategy.",
+            field="task.checker",
+        )
 
 
 def load_task(task: TaskSpec) -> Task | TextTask:
@@ -122,18 +135,18 @@ def _lab_words(task: TaskSpec) -> ProblemTask:
     shots = task.shots if task.prompt_style is PromptStyle.FEW_SHOT else 0
     # From the far end of the train split, so that a run over the train split is not shown its own questions.
     examples = [lab_words.generate(10**6 + i, 1 + i % len(lab_words.LEVELS), "train") for i in range(shots)]
-    return _build(task, rows, [], rule, template, template, examples, lab_words.STEP_SEPARATOR)
+    return _build(task, rows, [], rule, template, template, examples)
 
 
 def _gsm8k(task: TaskSpec) -> ProblemTask:
     rows, skipped = gsm8k.load(task)
     rule = RULES[gsm8k.DEFAULT_CHECKER]
-    return _build(task, rows, skipped, rule, gsm8k.INSTRUCTION, gsm8k.TEMPLATE, list(gsm8k.EXAMPLES), "\n")
+    return _build(task, rows, skipped, rule, gsm8k.INSTRUCTION, gsm8k.TEMPLATE, list(gsm8k.EXAMPLES))
 
 
 def _jsonl(task: TaskSpec) -> ProblemTask:
     rows, skipped = jsonl.load(task)
-    return _build(task, rows, skipped, RULES[jsonl.DEFAULT_CHECKER], jsonl.INSTRUCTION, jsonl.TEMPLATE, [], "\n")
+    return _build(task, rows, skipped, RULES[jsonl.DEFAULT_CHECKER], jsonl.INSTRUCTION, jsonl.TEMPLATE, [])
 
 
 _LOADERS: dict[str, Callable[[TaskSpec], ProblemTask]] = {"lab-words": _lab_words, "gsm8k": _gsm8k, "jsonl": _jsonl}
@@ -147,7 +160,6 @@ def _build(
     template: str,
     example_template: str,
     examples: list[Problem],
-    step_separator: str,
 ) -> ProblemTask:
     if not rows:
         raise InputError(f"The task {task.name} has no problems in the split {task.split}.")
@@ -163,6 +175,5 @@ def _build(
         examples=tuple(examples),
         shots=task.shots if few else 0,
         stop=(NEXT_QUESTION,),
-        step_separator=step_separator,
         skipped=skipped,
     )

@@ -40,11 +40,6 @@ class Task(Protocol):
         ...
 
     @property
-    def step_separator(self) -> str | None:
-        """What ends one reasoning step; None where there are no steps."""
-        ...
-
-    @property
     def skipped(self) -> list[str]:
         """What was left out of a data file with bad lines, one entry each."""
         ...
@@ -114,7 +109,6 @@ class ProblemTask:
     example_template: str = ""
     shots: int = 0
     stop: tuple[str, ...] = ()
-    step_separator: str | None = None
     skipped: list[str] = field(default_factory=list)
     kind: Literal["problems", "text"] = "problems"
 

@@ -219,7 +219,7 @@ def test_an_answer_that_fills_the_context_is_cut_and_noted(folders, model):
     assert all(a.tokens_generated <= 128 for a in answers.values())
 
 
-def test_a_checker_that_crashes_fails_one_problem(folders):
+def test_an_answer_that_the_checker_chokes_on_is_wrong(folders):
     class Choking(LetterTask):
         def equivalent(self, a, b):
             if b == "c":
@@ -227,8 +227,65 @@ def test_a_checker_that_crashes_fails_one_problem(folders):
             return super().equivalent(a, b)
 
     result, answers, _ = run(spec_of(folders), Choking())
-    assert "ZeroDivisionError" in answers[0, "p2"].error
-    assert result.measures["n_failed"] == 1
+    assert answers[0, "p2"].correct is False
+    assert result.measures["n_failed"] == 0
+    assert result.measures["n_problems"] == 6
+    assert any("ZeroDivisionError" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "majority:n=3,temperature=1.5"])
+def test_a_checker_that_does_not_start_ends_the_run_with_its_sentence(folders, strategy):
+    class Absent(LetterTask):
+        def equivalent(self, a, b):
+            raise InputError("math-verify does not start")
+
+    with pytest.raises(InputError, match="does not start"):
+        run(spec_of(folders, strategy), Absent())
+
+
+def test_checking_answers_is_no_part_of_the_time(folders):
+    class Slow(LetterTask):
+        def equivalent(self, a, b):
+            time.sleep(0.3)
+            return super().equivalent(a, b)
+
+    run(spec_of(folders), LetterTask())
+    quick, _, _ = run(spec_of(folders), LetterTask())
+    slow, _, _ = run(spec_of(folders), Slow())
+    assert slow.measures["wall_s"] < quick.measures["wall_s"] + 1
+    assert slow.measures["latency_mean_s"] < quick.measures["latency_mean_s"] + 0.5
+
+
+def test_models_of_earlier_runs_are_dropped_before_measuring(folders):
+    host = ModelHost()
+    execute(spec_of(folders, model="gpt2"), host=host, task=LetterTask(2))
+    execute(spec_of(folders, "weighted:n=2,reward=PRM"), host=host, task=LetterTask(2))
+    assert {loaded.name for loaded in host._loaded.values()} == {str(folders["model"]), str(folders["prm"])}
+
+
+def test_solutions_beyond_the_reward_models_context_are_noted(folders):
+    spec = spec_of(folders, "weighted:n=2,reward=PRM,temperature=3.0", task=TaskSpec(max_new_tokens=120))
+    result, _, _ = run(spec, LetterTask(2))
+    assert any("reward model's context" in note for note in result.notes)
+    result, _, _ = run(spec_of(folders, "weighted:n=2,reward=PRM"), LetterTask(2))
+    assert not any("reward model's context" in note for note in result.notes)
+
+
+def test_the_warm_up_looks_for_prompts_beyond_the_first_batch(folders):
+    result, _, _ = run(spec_of(folders, batch_size=1), LetterTask(3, long_question=0))
+    assert result.measures["warmup_s"] > 0
+    result, _, _ = run(spec_of(folders, batch_size=1), LetterTask(1, long_question=0))
+    assert "could be put" in result.reasons["warmup_s"]
+
+
+def test_the_example_is_the_prompt_that_was_put(folders, tmp_path):
+    few, _, _ = run(spec_of(folders, task=TaskSpec(prompt_style="few-shot", shots=2)))
+    assert few.environment["prompt_example"] == "Example: yes\n" * 2 + "Question 0\nAnswer:"
+    spec = replace(
+        spec_of(folders, task=TaskSpec(prompt_style="chat")), model=str(make_model(tmp_path / "c", chat=True))
+    )
+    chat, _, _ = run(spec)
+    assert chat.environment["prompt_example"] == "[user] Question 0\nAnswer:\n[assistant]"
 
 
 def test_without_references_accuracy_is_absent(folders):
@@ -301,6 +358,12 @@ def test_a_batch_that_cannot_fit_is_refused_before_it_runs(folders, monkeypatch)
     monkeypatch.setattr("engine.devices.available_bytes", lambda device: 100_000)
     with pytest.raises(DoesNotFitError, match="smaller batch size"):
         run(spec_of(folders, "majority:n=64", 4096))
+
+
+@pytest.mark.parametrize("strategy", ["majority:n=2", "weighted:n=2,reward=PRM"])
+def test_a_vote_over_whole_texts_is_refused(folders, strategy):
+    with pytest.raises(SpecError, match="nothing to count"):
+        run(spec_of(folders, strategy, task=TaskSpec(checker="contains")))
 
 
 def test_no_problems_is_an_input_error(folders):

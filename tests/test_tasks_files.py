@@ -1,5 +1,6 @@
 """Data files of users: every way in which they can be wrong gets a sentence that names the line."""
 
+import errno
 import json
 import os
 
@@ -7,8 +8,8 @@ import pytest
 
 from spec.errors import InputError, SpecError
 from spec.run_spec import TaskSpec
-from tasks import files
-from tasks.registry import load_task
+from tasks import files, gsm8k
+from tasks.registry import check_task, load_task
 
 GOOD = '{"question": "How many legs has a cat?", "answer": 4}'
 
@@ -175,6 +176,22 @@ def test_perplexity_takes_no_template_and_no_checker(tmp_path):
     for changes in ({"prompt_template": "{question}"}, {"checker": "exact"}):
         with pytest.raises(SpecError, match="asks no questions"):
             load_task(TaskSpec(f"perplexity:{path}", **changes))
+
+
+@pytest.mark.parametrize("changes", [{"prompt_style": "chat"}, {"shots": 2}, {"max_new_tokens": 5}, {"skip_bad": True}])
+def test_perplexity_takes_nothing_that_it_would_ignore(changes):
+    with pytest.raises(SpecError, match="asks no questions") as error:
+        check_task(TaskSpec("perplexity:text.txt", **changes))
+    assert error.value.field == f"task.{next(iter(changes))}"
+
+
+def test_a_full_disk_is_not_taken_for_the_hub(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", full)
+    with pytest.raises(InputError, match=r"No space left on device.*free some space"):
+        gsm8k.fetch("test")
 
 
 def test_reading_a_large_file_is_linear(tmp_path):

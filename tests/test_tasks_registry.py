@@ -73,7 +73,6 @@ def test_lab_words_is_a_task_with_levels_and_steps():
     problems = task.problems()
     assert len(problems) == len({p.id for p in problems}) == 16
     assert {p.level for p in problems} == set(TASKS["lab-words"].levels)
-    assert task.step_separator == "\n"
     for problem in problems:
         assert problem.question in task.prompt(problem)
         assert task.equivalent(task.extract(problem.solution), problem.answer)

@@ -83,7 +83,6 @@ class LetterTask:
     kind: str = "problems"
     default_max_new_tokens: int = 12
     stop: tuple[str, ...] = ()
-    step_separator: str | None = "\n"
     skipped: list[str] = field(default_factory=list)
     long_question: int | None = None
 

@@ -44,13 +44,12 @@ class Extend:
 class Extension:
     """What one path grew by. ``text`` ends before the stop string; ``ids`` are all new tokens, the ending included.
 
-    ``finish``: ``stop`` (end token or stop string) or ``length``; ``stop_string`` is the one that was met, if any.
+    ``finish``: ``stop`` (end token or stop string) or ``length``.
     """
 
     text: str
     ids: tuple[int, ...]
     finish: str
-    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
