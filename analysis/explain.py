@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.format import SHARES, measure_text, significant
 from spec.measures import MEASURES, Better, Measure
 
 _SHOWN = 4
+_ELSEWHERE = {
+    "hardware_id": "another machine",
+    "model_fingerprint": "other weights under the same name",
+    "commit": "another version of the program",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A run on a chart: its name, its summary measures, and its specification as ``RunSpec.to_dict`` gives it."""
+    """A run on a chart: its name, its summary measures, and its specification as ``RunSpec.to_dict`` gives it.
+
+    ``environment`` is what ran and where, as the result holds it; empty where that is not known.
+    """
 
     label: str
     measures: Mapping[str, float | None]
     spec: Mapping[str, Any]
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +97,17 @@ def _phrase(label: str) -> str:
     return f"{tail} {words}".strip()
 
 
+def _differ(point: Point, by: Point, name: str) -> bool:
+    ours, theirs = point.environment.get(name), by.environment.get(name)
+    return ours is not None and theirs is not None and ours != theirs
+
+
 def _because(point: Point, by: Point) -> str:
     found = differences(point.spec, by.spec)
     if not found:
+        other = [words for name, words in _ELSEWHERE.items() if _differ(point, by, name)]
+        if other:
+            return f"the configurations are the same, but it was measured with {' and '.join(other)}"
         return "the configurations are the same, so this is chance"
     shown = ", ".join(f"{d.field}: {d.ours} → {d.theirs}" for d in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

@@ -8,11 +8,13 @@ from spec.measures import MEASURES, Measure
 
 MISSING = "n/a"
 _PREFIXES = {-4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E"}
+# Units of what is counted, where a thousandth has no name: 0.5 tokens, not 500 m tokens.
+_COUNTED = frozenset({"tokens", "tokens/s", "FLOP", "FLOP/s", "B", "B/s"})
 SHARES = frozenset({"accuracy", "accuracy_low", "accuracy_high", "pass_at_n"})
 
 
 def si(value: float | None, unit: str = "") -> str:
-    """Three significant digits and an SI prefix.
+    """Three significant digits and an SI prefix; none for ``1/s``, and none below 1 for what is counted.
 
     >>> si(0.01234, "s"), si(999.96, "J"), si(2.5e12, "FLOP"), si(0, "B"), si(None, "J")
     ('12.3 ms', '1.00 kJ', '2.50 TFLOP', '0 B', 'n/a')
@@ -23,6 +25,7 @@ def si(value: float | None, unit: str = "") -> str:
         return f"0 {unit}".strip()
     rounded = float(f"{value:.2e}")  # first, so that 999.96 becomes 1.00 k and not 1000
     power = min(max(_magnitude(rounded) // 3, min(_PREFIXES)), max(_PREFIXES))
+    power = 0 if unit == "1/s" else max(0, power) if unit in _COUNTED else power
     prefix = _PREFIXES[power]
     # "12.3 k tokens", but "12.3 kJ": a prefix sticks to a symbol, not to a word.
     gap = " " if len(unit) > 5 and prefix else ""
@@ -100,4 +103,6 @@ def measure_text(measure: str | Measure, value: float | None) -> str:
         return duration(value)
     if m.integer and m.unit in ("", "tokens"):
         return count(value)
+    if not m.unit:
+        return MISSING if value is None or not math.isfinite(value) else significant(value)
     return si(value, m.unit)

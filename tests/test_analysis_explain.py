@@ -1,5 +1,7 @@
 """Why a point is dominated, in words."""
 
+from dataclasses import replace
+
 import pytest
 
 from analysis.explain import Point, differences, why_dominated
@@ -47,6 +49,15 @@ def test_equal_configurations_are_chance():
     assert why_dominated(
         A, point("B", 1.0, 0.5, RunSpec("lab-s", Precision("fp32"))), "latency_p50_s", "accuracy"
     ).endswith("the configurations are the same, so this is chance.")
+
+
+def test_another_machine_is_no_chance():
+    here = replace(A, environment={"hardware_id": "a", "commit": "1"})
+    there = replace(A, label="B", environment={"hardware_id": "b", "commit": "2"})
+    assert why_dominated(here, there, "latency_p50_s", "accuracy").endswith(
+        "the same, but it was measured with another machine and another version of the program."
+    )
+    assert why_dominated(here, A, "latency_p50_s", "accuracy").endswith("chance.")
 
 
 def test_many_differences_are_counted():

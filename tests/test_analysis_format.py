@@ -82,3 +82,20 @@ def test_bytes_and_shares():
     assert measure_text("pass_at_n", 0.5) == "50.0 %"
     assert measure_text("n_problems", 1319) == "1,319"
     assert measure_text("throughput_tok_s", 1234.5) == "1.23 k tokens/s"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("perplexity_token", 1500.2, "1500"),
+        ("perplexity_token", 0.0123, "0.0123"),
+        ("problems_per_s", 0.5, "0.500 1/s"),
+        ("problems_per_s", 1500, "1500 1/s"),
+        ("throughput_tok_s", 0.5, "0.500 tokens/s"),
+        ("tokens_per_problem", 0.25, "0.250 tokens"),
+        ("flops_per_problem", 0.5, "0.500 FLOP"),
+        ("j_per_token", 0.005, "5.00 mJ"),
+    ],
+)
+def test_prefixes_only_where_they_have_a_meaning(name, value, text):
+    assert measure_text(name, value) == text

@@ -152,8 +152,9 @@ def verdict(store: Store, view: View, shown: Selection, row: int | None) -> str:
 
 def _point(store: Store, run_id: str) -> Point:
     run = store.runs.get(run_id, samples=False)
-    measures = run.result.measures if run.result else {}
-    return Point(frontier.label(run.spec.model, str(run.spec.strategy)), measures, run.spec.to_dict())
+    measures, environment = (run.result.measures, run.result.environment) if run.result else ({}, {})
+    name = frontier.label(run.spec.model, str(run.spec.strategy))
+    return Point(name, measures, run.spec.to_dict(), environment)
 
 
 def _table(store: Store, view: View, shown: Selection) -> None:

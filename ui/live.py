@@ -180,7 +180,7 @@ def outcome(store: Store, run_id: str) -> None:
         if run.result is not None:
             names = ("accuracy", "latency_p50_s", "throughput_tok_s")
             if run.result.measures.get("perplexity_token") is not None:
-                names = ("perplexity_token", "perplexity_byte", "throughput_tok_s")
+                names = ("perplexity_token", "perplexity_byte", "wall_s")
             st.html(components.measure_rows("", names, run.result))
         elif run.message:
             st.error(components.plain(run.message), icon=":material/error:")
