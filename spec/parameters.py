@@ -87,7 +87,7 @@ def coerce(p: Parameter, value: Any, field_name: str) -> Any:
         return parse_choice(p.type, value, field=field_name)
     if p.type is str:
         return str(value)
-    number = _number(p, value, field_name)
+    number = _number(p, value, field_name) + 0  # makes -0.0 the same number, and the same key, as 0.0
     if (p.low is not None and number < p.low) or (p.high is not None and number > p.high):
         raise SpecError(f"{field_name} must be {p.allowed}, not {shorten(value)}.", field=field_name)
     return number
