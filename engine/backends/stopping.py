@@ -33,10 +33,9 @@ class StopStrings:
         tail = self._tokenizer.decode(ids[-self._reach :])
         return any(s in tail for s in self.strings)
 
-    def cut(self, text: str) -> tuple[str, str | None]:
-        """``text`` before its first stop string, and that string; all of it and None where there is none."""
-        found = min(((text.find(s), -len(s), s) for s in self.strings if s in text), default=None)
-        return (text, None) if found is None else (text[: found[0]], found[2])
+    def cut(self, text: str) -> str:
+        """``text`` before its first stop string; all of it where there is none."""
+        return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
 
     def _can_end(self, token: int) -> bool:
         if token not in self._may_end:

@@ -81,8 +81,8 @@ class TransformersBackend:
     def _grown(self, row: Row, index: int, watch: Watch, started_s: float) -> Grown:
         ids = watch.ids[index]
         shown = ids[:-1] if ids[-1] in self.loaded.tokenizer.stop_ids else ids
-        text, stop = self._stops[row.stop].cut(self.loaded.tokenizer.decode(shown))
-        return Grown(Extension(text, tuple(ids), watch.finish[index], stop), started_s, watch.step_s[: len(ids)])
+        text = self._stops[row.stop].cut(self.loaded.tokenizer.decode(shown))
+        return Grown(Extension(text, tuple(ids), watch.finish[index]), started_s, watch.step_s[: len(ids)])
 
     def _note_cache(self, cache: Any) -> None:
         held = cache_bytes(cache)
