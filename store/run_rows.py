@@ -138,7 +138,7 @@ def _save_model(connection: Connection, run_id: str, environment: dict[str, Any]
     connection.execute(
         "INSERT INTO models (fingerprint, name, parameters, created) "
         "SELECT ?, model, ?, ? FROM runs WHERE run_id = ? ON CONFLICT (fingerprint) DO NOTHING",
-        (fingerprint, number("parameters", environment.get("parameters"), integer=True), now, run_id),
+        (fingerprint, number("parameters", environment.get("model_parameters"), integer=True), now, run_id),
     )
 
 

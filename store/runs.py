@@ -60,7 +60,8 @@ class Runs(RunQueries):
     def get(self, run_id: str, *, samples: bool = True) -> Run:
         """The whole run, deleted ones included; ``samples=False`` leaves the raw series out. Raises NotFound."""
         row = self._connection.row(
-            "SELECT * FROM runs JOIN specs USING (spec_key) LEFT JOIN run_details USING (run_id) WHERE run_id = ?",
+            "SELECT specs.*, run_details.*, runs.* FROM runs JOIN specs USING (spec_key) "
+            "LEFT JOIN run_details USING (run_id) WHERE run_id = ?",
             (text(run_id),),
         )
         if row is None:

@@ -105,7 +105,7 @@ def a_result(seed=0, **measures):
             "dtype": "bf16",
             "attention": "sdpa",
             "model_fingerprint": "00112233445566ff",
-            "parameters": 1_000_000,
+            "model_parameters": 1_000_000,
             "task_hash": "ab" * 32,
         },
         samples={"latency_s": [0.1, 0.2, 0.3], "itl_s": []},

@@ -143,6 +143,20 @@ def test_numpy_numbers_are_stored_as_what_they_stand_for(store):
     assert result.samples == {"itl_s": [0.5, 1.0]}
 
 
+def test_a_run_has_its_own_date_and_not_that_of_its_configuration(tmp_path):
+    clock = FakeClock()
+    with new_store(tmp_path, clock) as store:
+        first = store.runs.get(store.runs.create(a_spec()))
+        clock.time += 100
+        second = store.runs.get(store.runs.create(a_spec()))
+    assert second.created == first.created + 100
+
+
+def test_a_model_is_kept_with_its_number_of_parameters(store):
+    a_finished_run(store)
+    assert store.connection.value("SELECT parameters FROM models") == 1_000_000
+
+
 def test_the_columns_for_filters_say_what_was_asked_and_what_ran(store):
     spec = RunSpec("lab-s", strategy=Majority(n=4, temperature=0.5), runtime=Runtime(batch_size=16))
     store.runs.save(spec, a_result(), source="cli")
