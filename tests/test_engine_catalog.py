@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine import catalog, folders
+from engine.measure.flops import EXPERTS, EXPERTS_PER_TOKEN
 from engine.shapes import SHAPES
-from engine.sizes import sizes_of_shape
+from engine.sizes import active_expert_share, sizes_of_files, sizes_of_shape
 from spec.errors import IsoquantError, ModelError, SpecError, UnsafeModelError
 from tests.tiny import ARCHITECTURES, make_model, make_prm
 
@@ -53,6 +54,21 @@ def test_sizes_read_from_the_files_are_those_of_the_loaded_model(tmp_path, archi
     assert (ref.sizes.layers, ref.sizes.attention_width) == (shape.layers, shape.heads * shape.head_dim)
     assert ref.dtype == "bf16"
     assert ref.sizes.context == 128
+
+
+@pytest.mark.parametrize("chosen", EXPERTS_PER_TOKEN)
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_the_share_of_experts_is_read_under_every_name(chosen, experts):
+    assert active_expert_share({chosen: 2, experts: 8}) == 0.25
+
+
+def test_an_unknown_number_of_experts_is_not_guessed(tmp_path):
+    folder = make_model(tmp_path / "m", "mixtral")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_experts_per_tok"]
+    sizes = sizes_of_files(config, list(folder.glob("*.safetensors")))
+    assert sizes.active is None
+    assert sizes.parameters > 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import builtins
 import sys
 
 import pytest
+import torch
 
 from engine import doctor
 from engine.catalog import ModelInfo
@@ -102,6 +103,15 @@ def test_the_hub_is_not_asked_unless_wanted(monkeypatch):
     assert "not asked" in doctor.check_hub(network=False).value
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert doctor.check_hub(network=True).status == "warn"
+
+
+def test_a_calibration_without_memory_is_an_error_and_no_missing_format(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "randn", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        doctor.calibrate("cpu", copy_bytes=2**10, matmul_side=8, repeats=1)
 
 
 def test_ceilings_are_measured():

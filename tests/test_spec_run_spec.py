@@ -71,6 +71,11 @@ def test_the_key_is_the_same_on_every_machine_and_version():
     assert RunSpec("lab-s").key() == "ef73c4fedf921bfe"
 
 
+def test_minus_zero_is_zero_in_the_key():
+    plain, minus = (RunSpec("m", strategy=parse_strategy(f"sample:min_p={p}")) for p in ("0.0", "-0.0"))
+    assert plain.key() == minus.key()
+
+
 def test_compact_text():
     spec = RunSpec("lab-s", strategy=Majority(n=4), task=TaskSpec(limit=100))
     assert str(spec) == "lab-s | auto | majority:n=4,temperature=0.8 | lab-words[100] | batch 32"
