@@ -79,6 +79,16 @@ def test_repeats_count_a_problem_once_and_do_not_narrow_the_interval():
         assert thrice[name] == pytest.approx(once[name])
 
 
+def test_repeats_say_how_much_the_accuracy_varies():
+    twice = [
+        answer(name, correct, repeat=r) for r, name, correct in ((0, "a", 1), (0, "b", 1), (1, "a", 1), (1, "b", 0))
+    ]
+    (note,) = (n for n in summarise(record(twice)).notes if "repeats" in n)
+    assert "over 2 repeats: mean 75.0 %" in note
+    assert "variation 47.1 % (unstable)" in note
+    assert not any("repeats" in n for n in summarise(record(twice[:2])).notes)
+
+
 def test_failed_problems_are_counted_and_kept_out_of_averages():
     result = summarise(record([answer("a", True), answer("b", None, error="out of memory", latency_s=None)]))
     assert_whole(result)

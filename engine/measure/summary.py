@@ -17,7 +17,7 @@ from engine.measure.memory import NO_ALLOCATOR, MemoryReading
 from engine.measure.time import MAX_STORED_SAMPLES, SequenceTiming, percentiles, steady_window, thin
 from spec.measures import MEASURES
 from spec.results import Answer, RunResult
-from spec.statistics import pass_at_k, wilson
+from spec.statistics import pass_at_k, repeats, wilson
 
 SCORES_TEXT = "the task scores a text and asks no questions"
 ASKS_QUESTIONS = "the task asks questions and scores no text"
@@ -102,7 +102,7 @@ def summarise(record: RunRecord, environment: dict[str, Any] | None = None) -> R
     sheet = _Sheet()
     notes: list[str] = []
     answered = [a for a in record.answers if a.error is None]
-    _quality(sheet, record, answered)
+    _quality(sheet, record, answered, notes)
     samples = _time(sheet, record, answered, notes)
     _energy(sheet, record, notes)
     _compute(sheet, record, answered)
@@ -140,7 +140,7 @@ def by_level(answers: Iterable[Answer]) -> dict[int, dict[str, int]]:
     return dict(sorted(levels.items()))
 
 
-def _quality(sheet: _Sheet, record: RunRecord, answered: list[Answer]) -> None:
+def _quality(sheet: _Sheet, record: RunRecord, answered: list[Answer], notes: list[str]) -> None:
     text = record.text
     checked = [a for a in answered if a.correct is not None]
     if text is not None:
@@ -159,6 +159,8 @@ def _quality(sheet: _Sheet, record: RunRecord, answered: list[Answer]) -> None:
     sheet.ratio("accuracy", correct, len(checked), reason)
     # Repeats ask the same problems again and are not independent: the interval counts each problem once.
     distinct = len({a.problem_id for a in checked})
+    if spread := _spread(checked):
+        notes.append(spread)
     low, high = wilson(correct / len(checked) * distinct, distinct) if checked else (None, None)
     sheet.put("accuracy_low", low, reason)
     sheet.put("accuracy_high", high, reason)
@@ -169,6 +171,23 @@ def _quality(sheet: _Sheet, record: RunRecord, answered: list[Answer]) -> None:
             sheet.put(f"perplexity_{name}", None, _no_perplexity(record))
         else:
             sheet.put(f"perplexity_{name}", _exp(text.nll_nats / units), "")
+
+
+def _spread(checked: list[Answer]) -> str | None:
+    """A sentence on how the accuracy varied from repeat to repeat; None for a run without repeats."""
+    shares: dict[int, list[bool]] = {}
+    for answer in checked:
+        shares.setdefault(answer.repeat, []).append(bool(answer.correct))
+    if len(shares) < 2:
+        return None
+    found = repeats([sum(marks) / len(marks) for marks in shares.values()])
+    if found.interval is None or found.cv is None:
+        return None
+    low, high = (f"{100 * bound:.1f}" for bound in found.interval)
+    return (
+        f"Accuracy over {found.n} repeats: mean {100 * found.mean:.1f} %, 95 % t-interval {low} to {high} %, "
+        f"coefficient of variation {100 * found.cv:.1f} % ({found.stability})."
+    )
 
 
 def _no_perplexity(record: RunRecord) -> str:
