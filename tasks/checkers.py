@@ -30,6 +30,7 @@ _SPACE = re.compile(r"\s+")
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 _NEGATED = re.compile(r"\b(?:not|never|no)\b|n't\b", re.IGNORECASE)
 _DATE = re.compile(r"\d{1,4}[-/]\d{1,2}[-/]\d{1,4}")
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm)\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _FUNCTION = re.compile(r"(?<![A-Za-z])(?:sqrt|sin|cos|tan|log|ln|exp|pi|inf|infinity|oo|mod)(?![A-Za-z])")
 _FACTORS = re.compile(r"(?<=[\d+*/^=(){}-])[a-z]{2}(?![A-Za-z])|(?<![A-Za-z])[a-z]{2}(?=[\d+*/^=(){}-])")
@@ -146,7 +147,7 @@ def same_math(a: str, b: str) -> bool:
 
     Where ``b`` is a number, an answer in words or an equation counts by the number it states.
     """
-    if same_text(a, b):
+    if same_text(_TEXT.sub(r"\1", a), _TEXT.sub(r"\1", b)):
         return True
     (a, unit_a), (b, unit_b) = _without_unit(a), _without_unit(b)
     if unit_a and unit_b and unit_a != unit_b:
