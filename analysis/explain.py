@@ -11,9 +11,9 @@ from spec.measures import MEASURES, Better, Measure
 
 _SHOWN = 4
 _ELSEWHERE = {
-    "hardware_id": "another machine",
-    "model_fingerprint": "other weights under the same name",
-    "commit": "another version of the program",
+    "hardware_id": "on another machine",
+    "model_fingerprint": "with other weights under the same name",
+    "commit": "by another version of the program",
 }
 
 
@@ -107,7 +107,7 @@ def _because(point: Point, by: Point) -> str:
     if not found:
         other = [words for name, words in _ELSEWHERE.items() if _differ(point, by, name)]
         if other:
-            return f"the configurations are the same, but it was measured with {' and '.join(other)}"
+            return f"the configurations are the same, but it was measured {' and '.join(other)}"
         return "the configurations are the same, so this is chance"
     shown = ", ".join(f"{d.field}: {d.ours} → {d.theirs}" for d in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

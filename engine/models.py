@@ -1,4 +1,4 @@
-"""Loads models and keeps the last few loaded. Device and number format are decided here and nowhere else."""
+"""Loads models and keeps them for the next run of the same. Device and number format are decided here alone."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ class LoadedModel:
 
 
 class ModelHost:
-    """Loads models on demand and keeps the ``keep`` most recently used, fewer where memory is short."""
+    """Loads models on demand and keeps the ``keep`` most recently used, fewer where memory is short.
+
+    A run that is about to be measured calls ``keep_only``, so that its memory figures are its own.
+    """
 
     def __init__(self, keep: int = KEEP) -> None:
         self.keep = keep

@@ -55,7 +55,7 @@ def test_another_machine_is_no_chance():
     here = replace(A, environment={"hardware_id": "a", "commit": "1"})
     there = replace(A, label="B", environment={"hardware_id": "b", "commit": "2"})
     assert why_dominated(here, there, "latency_p50_s", "accuracy").endswith(
-        "the same, but it was measured with another machine and another version of the program."
+        "the same, but it was measured on another machine and by another version of the program."
     )
     assert why_dominated(here, A, "latency_p50_s", "accuracy").endswith("chance.")
 
