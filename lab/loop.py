@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +142,9 @@ class Trainer:
         for micros in self.micro_batches():
             if self.tokens >= self.size.tokens:
                 break
+            if orphaned():
+                self.save_checkpoint()
+                raise SystemExit("The training was ended; its last checkpoint is kept.")
             before = self.tokens
             loss = self.update(micros)
             mean = loss if not mean else 0.95 * mean + 0.05 * loss
@@ -174,6 +178,12 @@ class Trainer:
             self.optimizers.load_state_dict(state["optimizers"])
             self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
             self.curve = state["curve"]
+
+
+def orphaned() -> bool:
+    """Whether this is a worker whose parent was killed: it would train on, and one day overwrite a newer model."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def autocast(device: str) -> contextlib.AbstractContextManager:

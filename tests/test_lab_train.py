@@ -154,6 +154,20 @@ def trainer(tokenizer, folder, size=TINY):
     return Trainer("tiny", size, model, train.solution_loss(model), examples(tokenizer), folder, 3, 0)
 
 
+def test_a_worker_whose_parent_was_killed_stops(tokenizer, tmp_path, monkeypatch):
+    class Dead:
+        @staticmethod
+        def is_alive():
+            return False
+
+    monkeypatch.setattr("multiprocessing.parent_process", Dead)
+    ended = trainer(tokenizer, tmp_path / "run")
+    with pytest.raises(SystemExit, match="checkpoint is kept"):
+        ended.run()
+    assert ended.tokens == 0
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_an_interrupted_training_ends_with_the_same_weights(tokenizer, tmp_path):
     whole = trainer(tokenizer, tmp_path / "whole")
     whole.run()
