@@ -64,28 +64,24 @@ def _path(db: str | None) -> Path:
 
 def _known_ceilings(db: str | None) -> list[dict[str, Any]]:
     """The ceilings that an earlier ``--calibrate`` measured on this machine."""
-    from engine.measure.hardware import fingerprint
+    from engine.measure.hardware import ceilings_key
 
     try:
         if not _path(db).exists():
             return []
         with open_store(_path(db)) as store:
-            return list(store.settings.get(_key(fingerprint()), []))
+            return list(store.settings.get(ceilings_key(), []))
     except (OSError, StoreError):  # the check of the database says what is wrong with it
         return []
 
 
-def _key(machine: dict[str, Any]) -> str:
-    return f"ceilings:{machine['hardware_id']}"
-
-
 def _calibrate(db: str | None) -> list[dict[str, Any]]:
     """Measure the ceilings of every device and keep them with the hardware they belong to."""
-    from engine.measure.hardware import fingerprint
+    from engine.measure.hardware import ceilings_key
 
     found = _measure()
     with open_database(db) as store:
-        store.settings.set(_key(fingerprint()), found)
+        store.settings.set(ceilings_key(), found)
     return found
 
 

@@ -23,7 +23,6 @@ from tasks.lab_words_steps import label_steps, write_solution
 from tasks.problem import Problem
 
 NAME = "lab-words"
-STEP_SEPARATOR = "\n"
 LEVELS = tuple(range(1, 9))
 SPLITS = ("train", "validation", "test")
 TEST_PROBLEMS = 1000

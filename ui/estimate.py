@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.format import duration, si
-from engine.measure.hardware import fingerprint, gpus
+from engine.measure.hardware import ceilings_key, fingerprint, gpus
 from engine.predict import Estimate, Fit, Past, Rates, predict
 from spec.run_spec import RunSpec
 from store import Store
@@ -27,7 +27,7 @@ def estimate(store: Store, spec: RunSpec) -> Estimate:
 
 def calibrated(store: Store, spec: RunSpec) -> Rates | None:
     """What ``doctor --calibrate`` found out about the device of this run; None where it was not asked."""
-    ceilings = store.settings.get(f"ceilings:{fingerprint()['hardware_id']}", [])
+    ceilings = store.settings.get(ceilings_key(), [])
     return Rates.of_ceilings(ceilings, on_gpu=spec.runtime.device != "cpu" and bool(gpus()))
 
 

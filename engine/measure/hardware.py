@@ -119,3 +119,8 @@ def _git(*args: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def ceilings_key() -> str:
+    """The name of the setting that holds this machine's measured ceilings."""
+    return f"ceilings:{fingerprint()['hardware_id']}"
