@@ -35,7 +35,7 @@ def print_measures(result: RunResult) -> None:
             if value is None:
                 missing.setdefault(reasons.get(measure.name, "not measured"), []).append(measure.label)
             text = cell(measure, value, measures)
-            if value is not None and result.energy_valid is False and is_energy(measure):
+            if value is not None and result.energy_valid is False and measure.rests_on_energy:
                 text += NOT_VALID
             rows.append((measure.label, text))
         print_table((group.value, ""), rows, right=("",))
@@ -45,11 +45,6 @@ def print_measures(result: RunResult) -> None:
         say(f"energy: {METHODS.get(result.energy_method, result.energy_method)}{trust}")
     for reason, labels in missing.items():
         say(f"n/a: {', '.join(labels)}: {reason}")
-
-
-def is_energy(measure: Measure) -> bool:
-    """Whether a measure stands and falls with ``energy_j``."""
-    return measure.group is Group.ENERGY and measure.name != "idle_w"
 
 
 def flat(result: RunResult) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class Measure:
     formula: str
     integer: bool = False
 
+    @property
+    def rests_on_energy(self) -> bool:
+        """Whether it is worth as much as ``energy_j``; idle power is measured by itself."""
+        return self.group is Group.ENERGY and self.name != "idle_w"
+
 
 def _q(name: str, label: str, unit: str, better: Better, formula: str, integer: bool = False) -> Measure:
     return Measure(name, label, unit, better, Group.QUALITY, formula, integer)

@@ -12,7 +12,7 @@ import streamlit as st
 from analysis.format import MISSING, measure_text, percent
 from spec.choices import JobState
 from spec.errors import IsoquantError, StoreError
-from spec.measures import MEASURES, Group, Measure
+from spec.measures import MEASURES, Measure
 from spec.results import RunResult
 from store import Store
 
@@ -115,7 +115,7 @@ def measure_rows(title: str, names: Sequence[str], result: RunResult) -> str:
     for name in names:
         measure, value = MEASURES[name], result.measures.get(name)
         text = figure_text(measure, result.measures)
-        if measure.group is Group.ENERGY and name != "idle_w" and value is not None and result.energy_valid is False:
+        if measure.rests_on_energy and value is not None and result.energy_valid is False:
             text += f" (not valid: {result.energy_reason})"
         rows.append((measure.label, text, explain(measure, value, result.reasons)))
     return rows_html(title, rows)
