@@ -12,12 +12,6 @@ from spec.measures import MEASURES, Group, Measure
 from spec.results import RunResult
 
 NOT_VALID = " (not valid)"
-METHODS = {
-    EnergyMethod.NVML_COUNTER: "energy counter of the GPU (NVML)",
-    EnergyMethod.NVML_POWER: "power of the GPU, sampled (NVML)",
-    EnergyMethod.RAPL: "energy counters of the processor (RAPL)",
-    EnergyMethod.MODELLED: "modelled, not measured",
-}
 _BESIDE = ("accuracy_low", "accuracy_high")
 
 
@@ -42,7 +36,7 @@ def print_measures(result: RunResult) -> None:
         say("")
     if result.measures.get("energy_j") is not None:
         trust = f"; not valid: {result.energy_reason or 'no reason given'}" if result.energy_valid is False else ""
-        say(f"energy: {METHODS.get(result.energy_method, result.energy_method)}{trust}")
+        say(f"energy: {EnergyMethod(result.energy_method).words}{trust}")
     for reason, labels in missing.items():
         say(f"n/a: {', '.join(labels)}: {reason}")
 

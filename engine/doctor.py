@@ -21,15 +21,9 @@ from engine.catalog import list_models, list_rewards
 from engine.measure import hardware, sensors
 from engine.measure.energy import NoSource
 from engine.measure.roofline import Roofline, calibrate
-from spec.choices import EnergyMethod
 
 LOW_DISK_BYTES, NO_DISK_BYTES = 2 * 10**9, 2 * 10**8
 LOW_MEMORY_BYTES = 2 * 10**9
-ENERGY_WORDS = {
-    EnergyMethod.NVML_COUNTER: "GPU energy counter (NVML)",
-    EnergyMethod.NVML_POWER: "GPU power, sampled (NVML)",
-    EnergyMethod.RAPL: "processor counters (RAPL)",
-}
 _ASK_SQLITE = "from store.connection import check_library, sqlite_version; print(sqlite_version()); check_library()"
 
 
@@ -133,7 +127,7 @@ def check_energy() -> Iterator[Check]:
         source = sensors.energy_source(device)
         name = f"energy of {device}"
         if not isinstance(source, NoSource):
-            yield Check(name, "ok", ENERGY_WORDS[source.method])
+            yield Check(name, "ok", source.method.words)
             continue
         detail = f" ({source.detail})" if source.detail else ""
         yield Check(name, "warn", "n/a", f"{source.reason.sentence}{detail}")

@@ -84,6 +84,20 @@ class EnergyMethod(StrEnum):
     MODELLED = "modelled"
     NONE = "none"
 
+    @property
+    def words(self) -> str:
+        """What it is called in front of people."""
+        return _ENERGY_METHOD_WORDS[self]
+
+
+_ENERGY_METHOD_WORDS = {
+    EnergyMethod.NVML_COUNTER: "energy counter of the GPU (NVML)",
+    EnergyMethod.NVML_POWER: "power of the GPU, sampled (NVML)",
+    EnergyMethod.RAPL: "energy counters of the processor (RAPL)",
+    EnergyMethod.MODELLED: "a model, not a sensor",
+    EnergyMethod.NONE: "no sensor",
+}
+
 
 class JobState(StrEnum):
     """Life of a job. The last four are final."""

@@ -18,6 +18,9 @@ from spec.errors import Cancelled, DoesNotFitError, ModelError, SpecError
 from spec.measures import MEASURES
 from spec.results import Answer, Answered, Candidate, Phase, Progress, RunResult, event_to_dict
 
+# The command that starts it, for EngineProcess and Worker.
+FAKE = (sys.executable, "-P", "-m", "tests.fake_engine")
+
 
 def hang(**_):
     while True:

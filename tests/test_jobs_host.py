@@ -17,11 +17,10 @@ from spec import errors
 from spec.results import Answered, Progress
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
-from tests.fake_engine import answer
+from tests.fake_engine import FAKE, answer
 from tests.patience import slack, until
 
 ROOT = Path(__file__).resolve().parents[1]
-FAKE = (sys.executable, "-P", "-m", "tests.fake_engine")
 
 
 def spec(model="ok", limit=10):
@@ -194,7 +193,8 @@ def test_a_process_that_does_not_read_does_not_hold_up_the_supervisor():
 
 def test_a_supervisor_that_is_killed_takes_the_engine_with_it(tmp_path):
     code = (
-        "import time; from jobs.host import EngineProcess; from tests.test_jobs_host import FAKE, spec, until_answers\n"
+        "import time; from jobs.host import EngineProcess; from tests.fake_engine import FAKE\n"
+        "from tests.test_jobs_host import spec, until_answers\n"
         "e = EngineProcess(FAKE); e.run(spec('ignore-sigterm', 1000)); until_answers(e, 2)\n"
         "print(e.pid, flush=True); time.sleep(60)"
     )

@@ -219,7 +219,10 @@ def test_energies_of_different_sources_are_marked(empty):
         with_energy(store, 50.0, method="nvml_counter", seed=1)
     at = visit(x="j_per_correct")
     assert "come from different sources" in words(at)
-    assert set(at.dataframe[0].value["Energy by"]) == {"energy counters of the processor", "energy counter of the GPU"}
+    assert set(at.dataframe[0].value["Energy by"]) == {
+        "energy counters of the processor (RAPL)",
+        "energy counter of the GPU (NVML)",
+    }
 
 
 def test_a_value_of_nought_is_drawn_or_counted(empty):

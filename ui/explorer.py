@@ -11,6 +11,7 @@ import streamlit as st
 
 from analysis.explain import Point, why_dominated
 from analysis.format import SHARES, measure_text, si
+from spec.choices import EnergyMethod
 from spec.measures import MEASURES, Measure
 from store import NotFound, Store
 from ui import components, data, export, frontier, times
@@ -39,7 +40,7 @@ def chart(store: Store, view: View) -> None:
             icon=":material/compare_arrows:",
         )
     if shown.mixed_methods:
-        methods = sorted(frontier.method_name(m) for m in shown.frame["energy_method"].unique())
+        methods = sorted(EnergyMethod(m).words for m in shown.frame["energy_method"].unique())
         st.warning(
             f"The energies come from different sources, which do not measure the same parts of a machine: "
             f"{', '.join(methods)}.",
@@ -208,7 +209,7 @@ def columns_of(rows: pd.DataFrame, shown: Selection, hardware: dict[str, str]) -
     found["n"] = rows["n_problems"]
     looks["n"] = st.column_config.NumberColumn(format="%d", help="Problems answered.")
     if shown.mixed_methods:
-        found["Energy by"] = [frontier.method_name(m) for m in rows["energy_method"]]
+        found["Energy by"] = [EnergyMethod(m).words for m in rows["energy_method"]]
     if shown.mixed_tasks:
         found["Task"] = rows["where"].astype(object)
     if shown.mixed_hardware:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.format import MISSING, measure_text, percent
 from analysis.frontier import dominators, frontier
+from spec.choices import EnergyMethod
 from spec.measures import MEASURES, Group, Measure
 from store import Between, Store
 from ui.charts import escape
@@ -25,12 +26,6 @@ from ui.view import EVERYTHING, View
 
 TEXTS = ("model", "weights", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method")
 NUMBERS = ("batch_size", "n_problems", "accuracy_low", "accuracy_high", "created", "energy_valid")
-METHODS = {
-    "nvml_counter": "energy counter of the GPU",
-    "nvml_power": "power samples of the GPU",
-    "rapl": "energy counters of the processor",
-    "modelled": "a model, not a sensor",
-}
 USUAL_AXES = (
     ("flops_per_problem", "accuracy"),
     ("flops_total", "perplexity_byte"),
@@ -262,7 +257,7 @@ def _cards(rows: pd.DataFrame, selection: Selection, hardware: dict[str, str]) -
     ]
     places = [escape(hardware.get(kind[-1], "unknown hardware")) for kind in kinds]
     if is_energy(selection.x.name, selection.y.name):
-        places = [f"Energy by {method_name(kind[-2])}<br>{at}" for kind, at in zip(kinds, places, strict=True)]
+        places = [f"Energy by {EnergyMethod(kind[-2]).words}<br>{at}" for kind, at in zip(kinds, places, strict=True)]
     days, day_at = pd.factorize((rows["created"] // 86_400).to_numpy())[::-1]
     day_names = [time.strftime("%Y-%m-%d", time.gmtime(day * 86_400)) for day in days]
     low, high = rows["accuracy_low"].to_numpy(), rows["accuracy_high"].to_numpy()
@@ -274,11 +269,6 @@ def _cards(rows: pd.DataFrame, selection: Selection, hardware: dict[str, str]) -
         f"{heads[k]}<br>{x_name}: {vx}<br>{y_name}: {vy}<br>n = {n}<br>{places[k]}, {day_names[d]}"
         for k, vx, vy, n, d in zip(at, x, y, counts, day_at, strict=True)
     ]
-
-
-def method_name(method: object) -> str:
-    """Where an energy comes from, in words."""
-    return METHODS.get(str(method), "an unknown method")
 
 
 def _distinct(rows: pd.DataFrame, columns: list[str]) -> tuple[list[tuple[Any, ...]], NDArray[np.intp]]:
