@@ -114,7 +114,7 @@ def main() -> None:
         "commit": machine["commit"],
         "load_before": round(load, 2),
         "model": chosen.model,
-        "other": chosen.other,
+        "other_model": chosen.other,
         "tries": chosen.tries,
         "goals_s": GOALS_S,
         **figures,
