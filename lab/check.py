@@ -16,7 +16,7 @@ import torch
 
 from lab import prm
 from lab.evaluate import Sampler, by_level, greedy_accuracy, majority
-from lab.family import MODELS, RUNS
+from lab.family import MODELS, RUNS, weights_key
 from tasks import lab_words
 from tasks.problem import Problem
 
@@ -25,7 +25,7 @@ SEED = 77
 
 def samples(model: str, problems: list[Problem], count: int, temperature: float) -> list[list[str]]:
     """`count` solutions of every problem; kept in `lab/runs/check/` and read from there the next time."""
-    path = RUNS / "check" / f"{model}-{len(problems)}x{count}-t{temperature}.json"
+    path = RUNS / "check" / f"{model}-{weights_key(model)}-{len(problems)}x{count}-t{temperature}.json"
     if not path.exists():
         prompts = [lab_words.prompt(p) for p in problems for _ in range(count)]
         texts = Sampler(MODELS / model).complete(prompts, temperature, SEED)

@@ -55,7 +55,7 @@ def prepare(problems: int, drilled: int = 0, workers: int | None = None) -> Path
 
     `drilled`: drills from that many further problems are mixed in; `workers`: processes, default one per core.
     """
-    path = RUNS / f"train-{problems}-{drilled}.npz"
+    path = RUNS / f"train-v{lab_words.VERSION}-{problems}-{drilled}.npz"
     if not path.exists():
         RUNS.mkdir(parents=True, exist_ok=True)
         with Pool(workers) as pool:

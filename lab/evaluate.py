@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from tasks import lab_words
 from tasks.problem import Problem
 
-MAX_NEW_TOKENS = 300
+MAX_NEW_TOKENS = 320
 
 
 class Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,18 +47,24 @@ class Size:
 
 
 SIZES = {
-    "lab-xs": Size(hidden=96, layers=3, heads=2, kv_heads=1, mlp=224, tokens=14_000_000, learning_rate=5e-3),
+    "lab-xs": Size(hidden=96, layers=3, heads=2, kv_heads=1, mlp=224, tokens=9_000_000, learning_rate=5e-3),
     "lab-s": Size(
-        hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=10_000_000, learning_rate=3e-3, grow_from="lab-xs",
+        hidden=128, layers=5, heads=4, kv_heads=2, mlp=384, tokens=8_000_000, learning_rate=3e-3, grow_from="lab-xs",
     ),
     "lab-m": Size(
-        hidden=192, layers=6, heads=6, kv_heads=3, mlp=512, tokens=8_000_000, learning_rate=2e-3, grow_from="lab-s",
+        hidden=192, layers=6, heads=6, kv_heads=3, mlp=512, tokens=7_000_000, learning_rate=2e-3, grow_from="lab-s",
     ),
     "lab-l": Size(
         hidden=320, layers=9, heads=10, kv_heads=5, mlp=832, tokens=150_000_000, learning_rate=1.2e-3,
         batch_tokens=65_536, warmup_steps=100, micro_batch_tokens=65_536, problems=600_000, drills=200_000,
     ),
 }  # fmt: skip
+
+
+def weights_key(name: str) -> str:
+    """Short name of a shipped model's present weights: what was made with other weights is not theirs."""
+    with (MODELS / name / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def configuration(name: str, vocab_size: int, pad: int, bos: int, eos: int) -> LlamaConfig:

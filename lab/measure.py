@@ -5,7 +5,7 @@
 
 Two runs per model: greedy, and 16 samples scored by `lab-prm`. The samples of the second serve three rows, so that the
 majority vote, the weighted vote and pass@16 are compared on the very same candidates. Finished runs are kept in
-`lab/runs/measured/` and not run again; delete them after training.
+`lab/runs/measured/` under the names of the weights, and not run again while those are the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tqdm import tqdm
 from engine.catalog import list_models
 from engine.decoding.votes import majority
 from engine.run import execute
-from lab import table
-from lab.family import RUNS
+from lab import prm, table
+from lab.family import RUNS, weights_key
 from spec.choices import Dtype
 from spec.results import Answer, Answered, Event, RunResult
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
@@ -66,7 +66,8 @@ def measure(model: str, strategy: Strategy, limit: int | None) -> tuple[RunResul
         strategy=strategy,
         task=TaskSpec(limit=limit),
     )
-    path = KEPT / f"{model}-{strategy.name}-{spec.key()}.json"
+    weights = "-".join(map(weights_key, (model, prm.NAME)))
+    path = KEPT / f"{model}-{strategy.name}-{spec.key()}-{weights}-v{lab_words.VERSION}.json"
     if path.exists():
         kept = json.loads(path.read_text())
         return RunResult.from_dict(kept["result"]), [Answer.from_dict(a) for a in kept["answers"]]

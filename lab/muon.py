@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 # Quintic Newton-Schulz coefficients of the reference implementation: singular values end near 1, not exactly at 1.
@@ -24,6 +25,18 @@ def orthogonalise(update: torch.Tensor, steps: int = 5) -> torch.Tensor:
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def orthogonalise_together(update: torch.Tensor) -> torch.Tensor:
+    """`orthogonalise`, shared among the processes of a training: each does its matrices, all get all of them."""
+    if not dist.is_initialized():
+        return orthogonalise(update)
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    out = torch.zeros_like(update)
+    if len(update[mine]):
+        out[mine] = orthogonalise(update[mine])
+    dist.all_reduce(out)
+    return out
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,5 +62,5 @@ class Muon(torch.optim.Optimizer):
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
             buffer.lerp_(p.grad, 1 - group["momentum"])
             mixed.append(p.grad.lerp(buffer, group["momentum"]))
-        for p, direction in zip(params, orthogonalise(torch.stack(mixed)), strict=True):
+        for p, direction in zip(params, orthogonalise_together(torch.stack(mixed)), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=scale)

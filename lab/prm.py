@@ -23,7 +23,7 @@ from transformers import AutoModel
 
 from lab.data import IGNORE, Examples
 from lab.evaluate import Sampler
-from lab.family import CURVES, MODELS, RUNS, SIZES
+from lab.family import CURVES, MODELS, RUNS, SIZES, weights_key
 from lab.loop import Loss, Trainer, join_group
 from lab.tokenizer import load_tokenizer
 from tasks import lab_words
@@ -37,7 +37,7 @@ SAMPLES = 3
 TEMPERATURE = 0.9
 # Training problems far beyond those that the models were trained on.
 FIRST_INDEX = 1_000_000
-RECIPE = replace(SIZES[TRUNK], tokens=4_500_000, learning_rate=1.5e-3)
+RECIPE = replace(SIZES[TRUNK], tokens=3_000_000, learning_rate=1.5e-3)
 SEED = 40
 
 
@@ -67,7 +67,7 @@ def problems() -> list[Problem]:
 
 def sample(model: str, device: str) -> Path:
     """Write one model's labelled solutions as JSON lines, unless they are there already."""
-    path = RUNS / NAME / f"{model}.jsonl"
+    path = RUNS / NAME / f"{model}-{weights_key(model)}-v{lab_words.VERSION}.jsonl"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         chosen = [p for p in problems() for _ in range(SAMPLES)]

@@ -59,6 +59,6 @@ def load_tokenizer(folder: Path = MODELS / "lab-xs") -> PreTrainedTokenizerFast:
 
 if __name__ == "__main__":
     trained = train_tokenizer()
-    for name in SIZES:
-        trained.save_pretrained(MODELS / name)
+    for folder in (MODELS / name for name in SIZES if (MODELS / name).exists()):
+        trained.save_pretrained(folder)
     print(f"{len(trained)} tokens")

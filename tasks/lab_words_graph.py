@@ -119,12 +119,12 @@ class Builder:
 
     def size(self) -> int:
         """A number as questions give them: mostly two digits, sometimes one or three."""
-        low, high = self.rng.choices(((3, 20), (12, 80), (60, 400)), (30, 50, 20))[0]
+        low, high = self.rng.choices(((3, 20), (12, 80), (60, 400)), (18, 46, 36))[0]
         return self.rng.randint(low, high)
 
     def rate(self) -> int:
         """A number per piece: mostly one digit."""
-        return self.rng.randint(2, 9) if self.rng.random() < 0.85 else self.rng.randint(10, 20)
+        return self.rng.randint(2, 9) if self.rng.random() < 0.7 else self.rng.randint(11, 25)
 
     def given(self, multiple_of: int = 1, item: str | None = None, largest: int = LARGEST) -> int | None:
         """A quantity that the question states."""
@@ -147,7 +147,7 @@ class Builder:
             x, y = sorted((self.size(), self.size()), reverse=True)
             verb = rng.choice(("lost", "sold", "gave away"))
             return self.add(owner, item, x - y, "-", (x, y), f"{owner} had {x} {item} and then {verb} {y} of them.")
-        x, y = rng.randint(3, 12), rng.randint(3, 30)
+        x, y = rng.randint(3, 20), rng.randint(3, 60)
         box = rng.choice([name for name in CONTAINERS if name != item])
         return self.add(owner, item, x * y, "*", (x, y), f"{owner} keeps {item} in {x} {box} of {y} each.")
 
@@ -163,7 +163,7 @@ class Builder:
         verb = rng.choice(("has", "owns"))
         kind = rng.choices(("times", "more", "fewer", "fraction"), (30, 24, 24, 22))[0]
         if kind == "times":
-            k = rng.choice((2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9)) if rng.random() < 0.94 else rng.randint(11, 20)
+            k = rng.choice((2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9)) if rng.random() < 0.8 else rng.randint(11, 25)
             word = "twice" if k == 2 else f"{k} times"
             return self.add(owner, item, value * k, "*", (~i, k), f"{owner} {verb} {word} as many {item} as {other}.")
         if kind == "fraction":
@@ -233,7 +233,7 @@ class Builder:
         used = [i for i, q in enumerate(self.graph.quantities) if i not in sinks]
         must_join = len(sinks) > left + 1
         draw = rng.random()
-        if not sinks or (not must_join and len(sinks) <= left and draw < 0.04):
+        if not sinks or (not must_join and len(sinks) <= left and draw < 0.02):
             parents: list[int] = []
             if rng.random() < 0.3:
                 new = self.from_two_numbers()
@@ -244,7 +244,7 @@ class Builder:
         elif must_join or (len(sinks) > 1 and draw < 0.2):
             parents = rng.sample(sinks, 3 if len(sinks) > 2 and rng.random() < 0.3 else 2)
             new = self.combine(parents, left == 0)
-        elif used and draw < 0.08:
+        elif used and draw < 0.04:
             parents = [rng.choice(sinks)]
             new = self.combine([*parents, rng.choice(used)], left == 0)
         else:
@@ -263,7 +263,7 @@ class Builder:
         rng = self.rng
         for _ in range(rng.choices((0, 1, 2, 3), (60, 30, 9, 1))[0]):
             count = len(self.graph.quantities)
-            if rng.random() < 0.2 and self.graph.quantities[pick := rng.randrange(count)].owner:
+            if rng.random() < 0.05 and self.graph.quantities[pick := rng.randrange(count)].owner:
                 self.compare(pick)
             else:
                 self.given()

@@ -1,8 +1,9 @@
 """Solutions of `lab-words` problems, one equation per line, and the exact check of each line.
 
 A quantity may be computed by one of several *plans*: directly, or in parts (``24*13`` as ``24*10``, ``24*3`` and a
-sum). Solutions draw order of steps, plan, operand order and wording at random, so that several samples of one model
-take partly independent paths; a vote over samples needs that.
+sum; ``345+78`` as ``345+70`` and 8 more). Solutions draw order of steps, plan, operand order and wording at random, so
+that several samples of one model reach a number by different sums and err in partly independent ways. A vote over
+samples lives on that: where there is one way only, the most frequent answer is the greedy one.
 """
 
 from __future__ import annotations
@@ -44,14 +45,25 @@ def plans(op: str, numbers: tuple[int, ...]) -> Iterator[Plan]:
         yield f"{x}/{q}={x // q}", f"{x // q}*{p}={value}"
     elif op == "*" and len(numbers) == 2:
         for x, y in (numbers, numbers[::-1]):
-            for unit in (10, 100, 1000):
-                high, low = y // unit * unit, y % unit
-                if high and low:
-                    yield f"{x}*{high}={x * high}", f"{x}*{low}={x * low}", f"{x * high}+{x * low}={value}"
+            for high, low in _digits(y):
+                yield f"{x}*{high}={x * high}", f"{x}*{low}={x * low}", f"{x * high}+{x * low}={value}"
+    elif op in "+-" and len(numbers) == 2:
+        for x, y in (numbers, numbers[::-1]) if op == "+" else (numbers,):
+            for high, low in _digits(y):
+                between = evaluate_int(op, (x, high))
+                yield f"{x}{op}{high}={between}", f"{between}{op}{low}={value}"
     elif op == "+" and len(numbers) == 3:
         for k in range(3):
             a, b = (n for j, n in enumerate(numbers) if j != k)
             yield f"{a}+{b}={a + b}", f"{a + b}+{numbers[k]}={value}"
+
+
+def _digits(number: int) -> Iterator[tuple[int, int]]:
+    """The ways to take a number apart between two of its digits: 345 is 340 and 5, and 300 and 45."""
+    for unit in (10, 100, 1000):
+        high, low = number // unit * unit, number % unit
+        if high and low:
+            yield high, low
 
 
 def evaluate(expression: str) -> Fraction | int | None:
@@ -86,17 +98,18 @@ def key_of(expression: str) -> Key:
     return symbols, numbers
 
 
-def _easy(op: str, numbers: tuple[int, ...]) -> bool:
-    """Whether an operation is usually done in one go: all but fractions and products of two longer factors."""
-    if op != "*":
-        return op != "f"
+def _share_in_parts(op: str, numbers: tuple[int, ...]) -> float:
+    """How often an operation is done in parts: sums half of the time, hard products and fractions mostly."""
+    if op in "+-":
+        return 0.5
     short = [len(str(n).rstrip("0")) for n in numbers]
-    return min(short) == 1 and max(short) <= 2
+    easy = op == "/" or (op == "*" and min(short) == 1 and max(short) <= 2)
+    return 0.05 if easy else 0.8
 
 
 def _choose_plan(op: str, numbers: tuple[int, ...], rng: random.Random) -> Plan:
-    """A plan as training solutions use it: hard products mostly in parts, the rest mostly in one go."""
-    if rng.random() < (0.05 if _easy(op, numbers) else 0.8):
+    """A plan as training solutions use it."""
+    if rng.random() < _share_in_parts(op, numbers):
         options = list(plans(op, numbers))
         return rng.choice(options[1:] or options)
     return (f"{direct(op, numbers)}={evaluate_int(op, numbers)}",)
@@ -116,7 +129,7 @@ def evaluate_int(op: str, numbers: tuple[int, ...]) -> int:
 def _commute(equation: str, rng: random.Random) -> str:
     left, right = equation.split("=")
     for symbol in "+*":
-        if symbol in left and "/" not in left and rng.random() < 0.2:
+        if symbol in left and "/" not in left and rng.random() < 0.4:
             parts = left.split(symbol)
             rng.shuffle(parts)
             return f"{symbol.join(parts)}={right}"

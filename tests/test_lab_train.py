@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+import torch.distributed as dist  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402
 
@@ -21,8 +22,8 @@ from lab.data import IGNORE, Examples  # noqa: E402
 from lab.evaluate import majority  # noqa: E402
 from lab.family import MODELS, SIZES, Size, configuration  # noqa: E402
 from lab.grow import grow, layer_positions  # noqa: E402
-from lab.loop import Trainer, learning_rate_share, select  # noqa: E402
-from lab.muon import orthogonalise  # noqa: E402
+from lab.loop import Trainer, join_group, learning_rate_share, select  # noqa: E402
+from lab.muon import orthogonalise, orthogonalise_together  # noqa: E402
 from lab.tokenizer import load_tokenizer  # noqa: E402
 from tasks import lab_words  # noqa: E402
 
@@ -205,6 +206,20 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape):
 
 
 # Growth
+
+
+def _orthogonalise_in_a_group(rank, folder):
+    join_group(rank, 2, Path(folder))
+    update = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(4))
+    torch.save(orthogonalise_together(update), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_matrices_and_both_get_all(tmp_path):
+    torch.multiprocessing.spawn(_orthogonalise_in_a_group, (str(tmp_path),), nprocs=2)
+    update = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(4))
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), orthogonalise(update))
 
 
 def test_layers_spread_evenly_and_start_at_the_first():
