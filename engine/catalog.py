@@ -22,7 +22,8 @@ from engine.folders import check_folder, read_config, weight_files
 from engine.hub import cached_folder, is_hub_id
 from engine.shapes import SHAPES
 from engine.sizes import ModelSizes, saved_dtype, sizes_of_files, sizes_of_shape
-from spec.errors import IsoquantError, ModelError, SpecError, shorten, unknown
+from spec.errors import IsoquantError, ModelError, SpecError, shorten, shorten_path, unknown
+from spec.paths import expand, is_folder
 
 LAB_MODELS = Path(__file__).resolve().parent.parent / "lab" / "models"
 LAB_FAMILY = ("lab-xs", "lab-s", "lab-m", "lab-l")
@@ -62,13 +63,16 @@ class ModelInfo:
 
 
 def resolve(name: str) -> ModelRef:
-    """What ``name`` means. Raises SpecError (unknown name), ModelError or UnsafeModelError; loads nothing."""
+    """What ``name`` means; loads nothing.
+
+    Raises SpecError (unknown name), InputError (no possible path), ModelError or UnsafeModelError.
+    """
     if name.startswith(SHAPE_PREFIX):
         return _shape(name)
     if _looks_like_lab(name):
         return _lab(name, reward=False)
-    folder = Path(name).expanduser()
-    if _looks_like_folder(name) or folder.is_dir():
+    folder = expand(name)
+    if is_folder(folder) or _looks_like_folder(name):
         return _folder(name, "folder", folder)
     if is_hub_id(name):
         cached = cached_folder(name)
@@ -80,8 +84,8 @@ def resolve_reward(name: str) -> ModelRef:
     """What the name of a reward model means: ``lab-prm`` or a folder. Same errors as ``resolve``."""
     if _looks_like_lab(name):
         return _lab(name, reward=True)
-    folder = Path(name).expanduser()
-    if _looks_like_folder(name) or folder.is_dir():
+    folder = expand(name)
+    if is_folder(folder) or _looks_like_folder(name):
         return _folder(name, "folder", folder)
     raise unknown("reward model", name, [LAB_REWARD], field="strategy.reward")
 
@@ -91,7 +95,7 @@ def list_models(extra_dirs: Iterable[Path | str] = ()) -> list[ModelInfo]:
     infos = [_info(n, "lab", "Built-in model for word problems.") for n in _lab_names(reward=False)]
     infos += [_info(SHAPE_PREFIX + s.name, "shape", f"{s.title} with random weights.") for s in SHAPES.values()]
     for directory in extra_dirs:
-        folders = (p for p in sorted(Path(directory).expanduser().glob("*/")) if (p / "config.json").is_file())
+        folders = (p for p in sorted(expand(directory).glob("*/")) if _has_config(p))
         infos += [_info(str(p), "folder", "Local folder.") for p in folders if not _is_reward(p)]
     return infos
 
@@ -153,10 +157,21 @@ def _lab_names(reward: bool) -> list[str]:
 
 
 def _folder(name: str, kind: str, path: Path) -> ModelRef:
-    check_folder(path)
-    config = read_config(path)
-    files = weight_files(path)
+    try:
+        check_folder(path)
+        config = read_config(path)
+        files = weight_files(path)
+    except OSError as error:
+        words = error.strerror or type(error).__name__
+        raise ModelError(f"{shorten_path(path)} cannot be read ({words}); check its permissions.") from None
     return ModelRef(name, kind, path.resolve(), sizes_of_files(config, files), saved_dtype(config, files), config)
+
+
+def _has_config(path: Path) -> bool:
+    try:
+        return (path / "config.json").is_file()
+    except OSError:  # a folder that may not be read is no model of ours
+        return False
 
 
 def _is_reward(path: Path) -> bool:

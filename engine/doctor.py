@@ -21,6 +21,7 @@ from engine.catalog import list_models, list_rewards
 from engine.measure import hardware, sensors
 from engine.measure.energy import NoSource
 from engine.measure.roofline import Roofline, calibrate
+from spec.paths import expand
 
 LOW_DISK_BYTES, NO_DISK_BYTES = 2 * 10**9, 2 * 10**8
 LOW_MEMORY_BYTES = 2 * 10**9
@@ -39,7 +40,7 @@ class Check:
 
 def report(*, network: bool = False) -> list[Check]:
     """All checks. ``network``: also ask the model hub whether it can be reached."""
-    home = Path(os.environ.get("ISOQUANT_HOME") or "data").expanduser()
+    home = expand(os.environ.get("ISOQUANT_HOME") or "data")
     return [
         check_python(),
         check_torch(),

@@ -95,6 +95,31 @@ def test_a_wrong_name_is_one_plain_sentence(name, kind, hint):
     assert isinstance(error.value, kind | SpecError if isinstance(kind, type) else kind)
 
 
+@pytest.mark.parametrize("resolve", [catalog.resolve, catalog.resolve_reward])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("~no-such-user/x", "home folder"), ("./" + "x" * 300, "too long"), ("x" * 300, "too long"), ("./a\0b", "NUL")],
+)
+def test_a_name_that_no_path_can_have_is_one_plain_sentence(resolve, name, hint):
+    with pytest.raises(IsoquantError, match=hint) as error:
+        resolve(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_may_not_be_read_is_one_plain_sentence(tmp_path, monkeypatch):
+    def refuse(self):
+        if "closed" in self.parts:
+            raise PermissionError(13, "Permission denied")
+        return is_file(self)
+
+    is_file = catalog.Path.is_file
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(catalog.Path, "is_file", refuse)
+    with pytest.raises(ModelError, match="Permission denied"):
+        catalog.resolve(str(tmp_path / "closed"))
+    assert all(m.kind != "folder" for m in catalog.list_models([tmp_path]))
+
+
 def test_a_folder_without_config(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
         catalog.resolve(str(tmp_path))
