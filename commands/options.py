@@ -43,6 +43,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "seed": ("", "seed"),
     "repeats": ("", "repeats"),
 }
+HELP = {"limit": "How many problems (perplexity: lines of the text); none means all."}
 SHOWN_SKIPS = 20
 _MODEL = "Model: a name from `models`, shape:NAME, a folder, or a hub id."
 _STRATEGY = "Decoding strategy, e.g. greedy or majority:n=8,temperature=0.8; see `strategies`."
@@ -57,15 +58,17 @@ def _option(name: str) -> inspect.Parameter:
     p = next(p for p in parameters(PARTS[part]) if p.name == field)
     # What has one legal value is no choice; it is taken, for scripts that say everything, but not offered.
     no_choice = p.choices is not None and len(p.choices) == 1
-    option = typer.Option("--" + name.replace("_", "-"), help=_help(p), show_default=False, hidden=no_choice)
+    option = typer.Option(
+        "--" + name.replace("_", "-"), help=_help(p, HELP.get(name, p.help)), show_default=False, hidden=no_choice
+    )
     return _keyword(name, str | None, option, None)
 
 
-def _help(p: Parameter) -> str:
+def _help(p: Parameter, meaning: str) -> str:
     words = p.allowed if p.choices or p.low is not None else ""
     default = "" if p.default is None else f"default {p.default}"
     extra = "; ".join(filter(None, (words, default)))
-    return p.help + (f" ({extra})" if extra else "")
+    return meaning + (f" ({extra})" if extra else "")
 
 
 def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:

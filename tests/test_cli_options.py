@@ -240,6 +240,12 @@ def test_options_with_one_legal_value_are_taken_but_not_offered(capsys):
     assert read("--model", "lab-s", "--kv-cache", "auto", "--backend", "transformers") == RunSpec("lab-s")
 
 
+def test_the_limit_says_what_it_counts(capsys):
+    with pytest.raises(SystemExit):
+        cli_help()
+    assert "perplexity: lines" in " ".join(capsys.readouterr().out.split())
+
+
 def cli_help():
     app = typer.Typer()
     app.command()(takes_spec(lambda spec: None))

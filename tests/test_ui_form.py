@@ -48,6 +48,20 @@ def test_a_stored_run_is_run_again_exactly_as_it_was(spec):
     assert command(spec) in [c.value for c in at.code]
 
 
+def test_a_text_is_scored_whole_unless_its_lines_are_limited(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("one\ntwo\n")
+    task = TaskSpec(f"perplexity:{text}")
+    at = visit("run", session={"run_model": SPEC.model, "run_strategy": "greedy", "run_task": "perplexity"})
+    at.text_input(key="run_path").set_value(str(text))
+    at.switch_page(FORM).run()
+    assert at.number_input(key="run_lines").label == "Lines"
+    assert "lines of the text" in at.number_input(key="run_lines").help
+    assert command(RunSpec(SPEC.model, task=task)) in [c.value for c in at.code]
+    limited = RunSpec(SPEC.model, task=replace(task, limit=2))
+    assert command(limited) in [c.value for c in again(limited).code]
+
+
 def test_the_split_can_be_chosen_with_worked_examples_too():
     at = again(replace(SPEC, task=FEW_SHOT))
     at.selectbox(key="run_split").set_value("test")

@@ -5,6 +5,7 @@ Every widget's key starts with ``run_`` so that a stored specification can be pu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def fill(spec: RunSpec) -> None:
     put: Values = {"run_model": spec.model, "run_strategy": spec.strategy.name, "run_task": spec.task.kind}
     put |= {f"run_{spec.strategy.name}_{k}": v for k, v in spec.strategy.to_dict().items() if k != "name"}
     put |= {"run_path": spec.task.path or "", "run_skip_bad": spec.task.skip_bad}
-    put |= {f"run_{name}": getattr(spec.task, name) for name in TASK if name != "name"}
+    put |= {f"run_{name}": getattr(spec.task, name) for name in TASK if name not in ("name", "limit")}
+    put["run_limit" if _asks(spec.task.kind) else "run_lines"] = spec.task.limit
     put |= {f"run_{name}": getattr(spec.runtime, name) for name in ("batch_size", "attention", "device")}
     put |= {"run_weights": spec.precision.weights, "run_seed": spec.seed, "run_repeats": spec.repeats}
     put["run_checker"] = spec.task.checker or OWN_RULE
@@ -107,7 +109,7 @@ def _task() -> Values:
     with columns[0]:
         name = select("Task", offers.tasks(), "run_task", DEFAULT_TASK, "The questions that are put to the model.")
     with columns[1]:
-        limit = field(TASK["limit"], "run_limit", label="Problems", default=DEFAULT_LIMIT, placeholder="all")
+        limit = _limit(name)
     with columns[2]:
         batch_size = field(RUNTIME["batch_size"], "run_batch_size", label="Batch size")
     info = TASKS[name]
@@ -125,6 +127,22 @@ def _task() -> Values:
     return {"name": name, "path": path, "limit": limit, "batch_size": batch_size}
 
 
+def _limit(task: str) -> int | None:
+    """How many problems; a text is scored whole unless its lines are limited, so the two share no number."""
+    found: int | None
+    if _asks(task):
+        found = field(TASK["limit"], "run_limit", label="Problems", default=DEFAULT_LIMIT, placeholder="all")
+    else:
+        lines = replace(TASK["limit"], help="How many lines of the text, from its beginning; empty scores all of it.")
+        found = field(lines, "run_lines", label="Lines", placeholder="all")
+    return found
+
+
+def _asks(task: str) -> bool:
+    """Whether a task asks questions; the other kind scores a text, and generates nothing."""
+    return TASKS[task].default_max_new_tokens is not None
+
+
 def _machine() -> tuple[Values, Values]:
     a, b, c = st.columns(3)
     with a:
@@ -138,7 +156,7 @@ def _machine() -> tuple[Values, Values]:
 
 def _task_options(name: str) -> Values:
     info = TASKS[name]
-    if info.default_max_new_tokens is None:  # scores a text: nothing is asked or generated
+    if not _asks(name):
         return {}
     values: Values = {}
     a, b, c = st.columns(3)
