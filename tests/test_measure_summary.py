@@ -163,6 +163,32 @@ def test_a_resumed_run_takes_clock_figures_from_its_last_attempt():
     assert any("resumed" in note for note in result.notes)
 
 
+def test_a_resumed_run_has_no_figure_that_would_have_to_hold_all_its_attempts():
+    energy = EnergyReading(EnergyMethod.RAPL, 60.0, True, idle_w=5.0)
+    memory = MemoryReading(9_000, 5_000, 3_000, 100)
+    answers = [answer(str(i), True) for i in range(10)]
+    whole = summarise(record(answers, energy=energy, memory=memory))
+    resumed = summarise(record(answers, earlier=9, energy=energy, memory=memory))
+    assert_whole(resumed)
+    sums = {"wall_s", "energy_j", "peak_memory_bytes", "kv_bytes_peak", "process_rss_bytes"}
+    for name in sums:
+        assert whole.measures[name] is not None
+        assert resumed.measures[name] is None
+        assert "resumed" in resumed.reasons[name]
+    assert {n for n, v in resumed.measures.items() if v is None} - {
+        n for n, v in whole.measures.items() if v is None
+    } == sums
+    assert resumed.measures["weights_bytes"] == 3_000
+    assert (resumed.measures["j_per_token"], resumed.measures["j_per_correct"]) == (6.0, 60.0)
+    assert (resumed.energy_valid, resumed.measures["idle_w"]) == (True, 5.0)
+
+
+def test_what_the_last_attempt_lacks_is_said_of_it_alone():
+    energy = EnergyReading(EnergyMethod.RAPL, 60.0, True)
+    result = summarise(record([answer("a", True), answer("b", False)], earlier=1, energy=energy))
+    assert result.reasons["j_per_correct"] == "no answer was correct in the last attempt"
+
+
 def test_one_batch_has_no_steady_throughput_and_says_why():
     result = summarise(record([answer("a", True)], batch_size=8))
     assert result.measures["throughput_tok_s"] is None
