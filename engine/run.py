@@ -19,7 +19,7 @@ from engine.models import ModelHost
 from engine.progress import stop_if
 from engine.reading import measure_text
 from engine.setup import set_up
-from spec.results import Answer, Event, Phase, RunResult
+from spec.results import Answer, Event, Origin, Phase, RunResult
 from spec.run_spec import RunSpec
 from tasks.registry import check_votes, load_task
 
@@ -46,7 +46,7 @@ def execute(
 
     Args:
         spec: what to run.
-        on_event: receives Phase, Progress and Answered, in the calling thread.
+        on_event: receives Phase, Origin, Progress and Answered, in the calling thread.
         host: keeps models loaded between runs; without one the model is loaded for this run alone.
         answered: what an earlier attempt at the same run measured; counted, not asked again.
         cancelled: asked several times a second.
@@ -59,6 +59,8 @@ def execute(
     stop_if(cancelled)
     setup = set_up(spec, task, host or ModelHost(), on_event, cancelled)
     stop_if(cancelled)
+    reward = setup.reward.fingerprint if setup.reward else None
+    on_event(Origin(setup.loaded.fingerprint, task.content_hash(), reward))
     reset_peak(setup.device)
     record, prompt = measure_text(setup) if task.kind == "text" else Asking(setup, answered).measure()
     on_event(Phase("summarise", "Summing up"))

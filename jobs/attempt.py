@@ -17,8 +17,8 @@ from jobs.host import EngineDied
 from jobs.pool import EnginePool
 from jobs.protocol import LAST_WORDS, ProtocolError, as_error, as_event, as_result
 from jobs.pulse import Pulse
-from spec.errors import DoesNotFitError, IsoquantError, StoreError
-from spec.results import Answer, Answered, Event, Phase, Progress, RunResult
+from spec.errors import DoesNotFitError, InputError, IsoquantError, StoreError
+from spec.results import Answer, Answered, Event, Origin, Phase, Progress, RunResult
 from store import Lease, LeaseLost, Store
 
 BATCH = 50
@@ -130,6 +130,9 @@ class Attempt:
             ending = Ending(Outcome.CRASHED, str(death), death.stderr_tail)
         except ProtocolError as error:
             ending = Ending(Outcome.CRASHED, f"The engine process sent {error}.", self.engine.stderr_tail())
+        except InputError as changed:  # since the answers that are kept were given
+            self.pool.discard()
+            ending = Ending(Outcome.FAILED, str(changed), type(changed).__name__, error=changed)
         if ending.outcome is Outcome.CRASHED or isinstance(ending.error, DoesNotFitError):
             self.pool.discard()
         if ending.outcome is Outcome.CRASHED and self._cancel_wanted:
@@ -180,6 +183,8 @@ class Attempt:
     def _keep(self, message: dict[str, Any]) -> None:
         """Take in what was measured, whatever becomes of the run."""
         event = as_event(message) if message["event"] not in LAST_WORDS else None
+        if isinstance(event, Origin):
+            self._persist(partial(self.store.answers.begin, self.lease, event))
         if isinstance(event, Answered):
             if not self._unsaved:
                 self._unsaved_since = time.monotonic()

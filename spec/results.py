@@ -92,14 +92,23 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What the answers of this attempt come from, told before the first: those of a later one must be made alike."""
+
+    model_fingerprint: str
+    task_hash: str
+    reward_fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """One problem is finished."""
 
     answer: Answer
 
 
-Event = Phase | Progress | Answered
-EVENTS: dict[str, type] = {"phase": Phase, "progress": Progress, "answered": Answered}
+Event = Phase | Progress | Origin | Answered
+EVENTS: dict[str, type] = {"phase": Phase, "progress": Progress, "origin": Origin, "answered": Answered}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,14 @@ from dataclasses import asdict
 from enum import StrEnum
 
 from spec.choices import parse_choice
-from spec.results import Answer, Progress
+from spec.errors import InputError
+from spec.results import Answer, Origin, Progress
 from store.clock import Clock
 from store.connection import Connection, Row
 from store.errors import no_run
 from store.job_rows import Lease
 from store.leases import hold
-from store.run_rows import save_progress
+from store.run_rows import save_origin, save_progress
 from store.values import flag, integer, number, pack_json, text, unpack_json
 
 BATCH = 50
@@ -32,6 +33,13 @@ _INSERT = (
     f"INSERT INTO answers ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?, "
     "(SELECT question_id FROM questions WHERE digest = ?)) ON CONFLICT (run_id, repeat, problem_id) DO NOTHING"
 )
+
+
+ORIGIN = {
+    "model_fingerprint": "model has",
+    "reward_fingerprint": "reward model has",
+    "task_hash": "questions of the task have",
+}
 
 
 class Only(StrEnum):
@@ -54,6 +62,25 @@ class Answers:
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection, self._clock = connection, clock
+
+    def begin(self, lease: Lease, origin: Origin) -> None:
+        """Keep what the answers of an attempt will come from, before the first of them.
+
+        Raises InputError where answers are kept already that came from something else, and LeaseLost.
+        """
+        with self._connection.write():
+            hold(self._connection, lease, self._clock)
+            if self.count(lease.run_id):
+                self._check_alike(lease.run_id, origin)
+            save_origin(self._connection, lease.run_id, origin, self._clock.wall())
+
+    def _check_alike(self, run_id: str, origin: Origin) -> None:
+        names = ", ".join(ORIGIN)
+        before = self._connection.rows(f"SELECT {names} FROM runs WHERE run_id = ?", (text(run_id),))[0]
+        for name, what in ORIGIN.items():
+            # One that nobody wrote down, for an older program measured it, cannot be held against the run.
+            if before[name] not in (None, getattr(origin, name)):
+                raise InputError(f"The {what} changed since this run gave its first answers; run it again instead.")
 
     def add(self, owner: Lease | str, answers: Sequence[Answer], progress: Progress | None = None) -> int:
         """Save answers and return how many were new; one that is there already is left as it is.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spec.errors import StoreError
-from store import migration_0001, migration_0002
+from store import migration_0001, migration_0002, migration_0003
 from store.backup import backup, backup_name
 from store.connection import APPLICATION_ID, Connection
 
@@ -37,6 +37,7 @@ class Migration:
 MIGRATIONS: list[Migration] = [
     Migration("The first schema.", migration_0001.STATEMENTS),
     Migration("Lost workers that made progress are forgiven; workers say why they wait.", migration_0002.STATEMENTS),
+    Migration("A run goes on only with the models and questions it began with.", migration_0003.STATEMENTS),
 ]
 
 

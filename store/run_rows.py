@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from spec.choices import EnergyMethod, JobState, parse_choice
 from spec.errors import StoreError, shorten
 from spec.measures import MEASURES
-from spec.results import Progress, RunResult
+from spec.results import Origin, Progress, RunResult
 from spec.run_spec import RunSpec
 from store.connection import Connection, Row
 from store.values import flag, number, pack_series, text, to_json
@@ -20,6 +20,7 @@ ENVIRONMENT_COLUMNS = {
     "hardware_id": "hardware_id",
     "model_fingerprint": "model_fingerprint",
     "commit_id": "commit",
+    "reward_fingerprint": "reward_fingerprint",
     "task_hash": "task_hash",
     "ran_device": "device",
     "ran_dtype": "dtype",
@@ -137,9 +138,18 @@ def _save_model(connection: Connection, run_id: str, environment: dict[str, Any]
         return
     connection.execute(
         "INSERT INTO models (fingerprint, name, parameters, created) "
-        "SELECT ?, model, ?, ? FROM runs WHERE run_id = ? ON CONFLICT (fingerprint) DO NOTHING",
+        "SELECT ?, model, ?, ? FROM runs WHERE run_id = ? "
+        "ON CONFLICT (fingerprint) DO UPDATE SET parameters = coalesce(parameters, excluded.parameters)",
         (fingerprint, number("parameters", environment.get("model_parameters"), integer=True), now, run_id),
     )
+
+
+def save_origin(connection: Connection, run_id: str, origin: Origin, now: float) -> None:
+    """Write what the answers of a run come from; for use inside a transaction."""
+    columns = {name: text(value) for name, value in asdict(origin).items()}
+    _save_model(connection, run_id, columns, now)
+    names = ", ".join(f"{name} = ?" for name in columns)
+    connection.execute(f"UPDATE runs SET {names} WHERE run_id = ?", (*columns.values(), run_id))
 
 
 def results_changed(connection: Connection) -> None:

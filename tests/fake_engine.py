@@ -16,7 +16,7 @@ from jobs import loading
 from jobs.child import Inbox, Outbox, die_with, private_stdin, serve
 from spec.errors import Cancelled, DoesNotFitError, ModelError, SpecError
 from spec.measures import MEASURES
-from spec.results import Answer, Answered, Candidate, Phase, Progress, RunResult, event_to_dict
+from spec.results import Answer, Answered, Candidate, Origin, Phase, Progress, RunResult, event_to_dict
 
 # The command that starts it, for EngineProcess and Worker.
 FAKE = (sys.executable, "-P", "-m", "tests.fake_engine")
@@ -41,6 +41,11 @@ def killed(**_):
 
 
 def exits(**_):
+    os._exit(7)
+
+
+def retrained(**_):
+    """Its model is another one at each start."""
     os._exit(7)
 
 
@@ -122,6 +127,7 @@ MISBEHAVIOUR = {
         segfault,
         killed,
         exits,
+        retrained,
         sys_exit,
         fault,
         garbage,
@@ -201,6 +207,7 @@ def execute(outbox, spec, emit, answered, cancelled, number):
     answers = list(answered)
     emit(Phase("load", spec.model))
     time.sleep(2.0 if spec.model == "slow-load" else 0.0)
+    emit(Origin(f"{os.getpid():016x}" if spec.model == "retrained" else "0" * 16, "0" * 64))
     emit(Phase("measure"))
     for index in range(total):
         if f"p{index}" in known:

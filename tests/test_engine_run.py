@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from engine.models import ModelHost
 from engine.run import execute
 from spec.errors import Cancelled, DoesNotFitError, InputError, ModelError, SpecError
 from spec.measures import MEASURES
-from spec.results import Answered, Phase, Progress, RunResult
+from spec.results import Answered, Origin, Phase, Progress, RunResult
 from spec.run_spec import RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
 from tests.test_engine_models import small_shape
@@ -328,8 +328,10 @@ def test_few_shot_and_chat_prompts(folders, tmp_path):
 
 
 def test_what_ran_is_recorded(folders):
-    result, _, _ = run(spec_of(folders, "weighted:n=2,reward=PRM"))
+    result, _, events = run(spec_of(folders, "weighted:n=2,reward=PRM"))
     env = result.environment
+    (origin,) = (e for e in events if isinstance(e, Origin))
+    assert asdict(origin) == {name: env[name] for name in asdict(origin)}
     assert env["device"] == "cpu"
     assert env["attention"] == "sdpa"
     assert env["dtype"] == "fp32"

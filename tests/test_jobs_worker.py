@@ -137,6 +137,17 @@ def test_a_crash_is_tried_three_times_from_where_it_stopped_then_put_aside(store
 
 
 @pytest.mark.usefixtures("no_waiting")
+def test_a_run_whose_model_has_changed_since_is_not_gone_on_with(store, work):
+    job, next_job = store.jobs.enqueue(spec("retrained")), store.jobs.enqueue(spec())
+    work()
+    ended = store.jobs.get(job.job_id)
+    assert (ended.state, ended.attempt, ended.detail) == (JobState.FAILED, 2, "InputError")
+    assert ended.reason == "The model has changed since this run gave its first answers; run it again instead."
+    assert saved(store, job.run_id) == ["p0", "p1"]
+    assert store.jobs.get(next_job.job_id).state is JobState.SUCCEEDED
+
+
+@pytest.mark.usefixtures("no_waiting")
 def test_an_engine_without_a_sign_of_life_is_ended(store, work):
     job = store.jobs.enqueue(spec("hang"))
     work(stall_s=0.7)
@@ -330,7 +341,7 @@ def test_events_reach_the_watcher_in_order(store):
         ("load", "ok"),
         ("measure", ""),
     ]
-    assert len(seen) == 3 + 2 * 3
+    assert len(seen) == 4 + 2 * 3
 
 
 def test_the_name_tells_host_and_process(store):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spec.choices import FINAL_STATES, JobState
 from spec.measures import MEASURES, Better
-from spec.results import Answer, Answered, Candidate, Phase, Progress, RunResult, event_from_dict, event_to_dict
+from spec.results import Answer, Answered, Candidate, Origin, Phase, Progress, RunResult, event_from_dict, event_to_dict
 
 text = st.text(max_size=30)
 maybe = st.none() | st.floats(0, 1e6)
@@ -52,6 +52,7 @@ events = st.one_of(
         tok_s=maybe,
     ),
     st.builds(Answered, answer=answers),
+    st.builds(Origin),
 )
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spec.errors import SpecError, StoreError
-from spec.results import Answer, Candidate
+from spec.errors import InputError, SpecError, StoreError
+from spec.results import Answer, Candidate, Origin
 from store import LeaseLost, NotFound
 from store.answers import Only
-from tests.fake_store import a_progress, a_spec, an_answer, new_store
+from tests.fake_store import a_progress, a_result, a_spec, an_answer, new_store
 
 
 @pytest.fixture
@@ -208,3 +208,43 @@ def test_answers_of_a_lost_lease_are_refused(store, lease):
 def test_answers_need_a_run(store):
     with pytest.raises(NotFound, match="no run '000000000000'"):
         store.answers.add("000000000000", [an_answer()])
+
+
+ORIGIN = Origin("a" * 16, "b" * 64, "c" * 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_fingerprint": "d" * 16}, "The model has changed"),
+        ({"reward_fingerprint": "d" * 16}, "The reward model has changed"),
+        ({"task_hash": "d" * 64}, "The questions of the task have changed"),
+    ],
+)
+def test_answers_of_two_origins_are_not_mixed(store, lease, change, words):
+    store.answers.begin(lease, dataclasses.replace(ORIGIN, **change))
+    store.answers.begin(lease, ORIGIN)  # nothing is kept yet, so nothing is mixed
+    store.answers.add(lease, [an_answer()])
+    store.answers.begin(lease, ORIGIN)
+    with pytest.raises(InputError, match=words):
+        store.answers.begin(lease, dataclasses.replace(ORIGIN, **change))
+    (row,) = store.runs.table(columns=("model_fingerprint", "reward_fingerprint", "task_hash"))
+    assert row == dataclasses.asdict(ORIGIN)
+
+
+def test_an_origin_that_nobody_wrote_down_is_not_held_against_a_run(store, lease):
+    store.answers.add(lease, [an_answer()])
+    store.answers.begin(lease, ORIGIN)
+
+
+def test_the_size_of_a_model_is_learned_later_than_its_name(store, lease):
+    found = a_result()
+    store.answers.begin(lease, dataclasses.replace(ORIGIN, model_fingerprint=found.environment["model_fingerprint"]))
+    store.jobs.finish(lease, found)
+    assert store.connection.value("SELECT parameters FROM models") == found.environment["model_parameters"]
+
+
+def test_only_the_holder_says_where_answers_come_from(store, lease):
+    store.jobs.fail(lease, "x", retry=False)
+    with pytest.raises(LeaseLost):
+        store.answers.begin(lease, ORIGIN)
