@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from spec.errors import InputError, SpecError
-from spec.run_spec import TaskSpec
-from tasks import gsm8k
-from tasks.registry import TASKS, check_task, load_task
+from spec.run_spec import RunSpec, TaskSpec
+from spec.strategy import parse_strategy
+from tasks import gsm8k, lab_words
+from tasks.registry import TASKS, check_task, check_votes, load_task
 from tasks.task import Task, TextTask
 
 ROWS = [
@@ -78,9 +79,39 @@ def test_lab_words_is_a_task_with_levels_and_steps():
         assert task.equivalent(task.extract(problem.solution), problem.answer)
 
 
-def test_the_hash_is_of_what_is_asked():
-    eight, nine, again = (load_task(TaskSpec("lab-words", limit=n)).content_hash() for n in (8, 9, 8))
-    assert eight == again != nine
+def test_the_hash_is_of_the_whole_split_whatever_the_limit():
+    eight = load_task(TaskSpec("lab-words", limit=8))
+    assert len(eight.problems()) == 8
+    assert eight.content_hash() == lab_words.content_hash("test")
+    other = load_task(TaskSpec("lab-words", limit=8, split="validation"))
+    assert other.content_hash() == lab_words.content_hash("validation") != eight.content_hash()
+
+
+def test_the_hash_of_a_file_is_of_all_its_lines(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "a", "answer": "1"}\n')
+    one = load_task(TaskSpec(f"jsonl:{path}", limit=1))
+    path.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "2"}\n')
+    two, first = load_task(TaskSpec(f"jsonl:{path}")), load_task(TaskSpec(f"jsonl:{path}", limit=1))
+    assert len(first.problems()) == 1
+    assert first.content_hash() == two.content_hash() != one.content_hash()
+
+
+def test_the_hash_is_cheap_once_the_problems_are_there():
+    task = load_task(TaskSpec("lab-words", limit=8))
+    begin = time.process_time()
+    task.content_hash()
+    assert time.process_time() - begin < 0.1
+
+
+@pytest.mark.parametrize("strategy", ["majority:n=2", "weighted:n=2", "best-of-n:n=2"])
+def test_only_votes_are_refused_over_whole_texts(strategy):
+    spec = RunSpec("lab-s", strategy=parse_strategy(strategy), task=TaskSpec("jsonl:x", checker="contains"))
+    if strategy.startswith("best-of-n"):
+        check_votes(spec)  # it takes the best score and counts nothing
+        return
+    with pytest.raises(SpecError, match="nothing to count"):
+        check_votes(spec)
 
 
 def test_lab_words_few_shot_shows_solved_problems_of_another_split():
