@@ -13,6 +13,7 @@ _SHOWN = 4
 _ELSEWHERE = {
     "hardware_id": "on another machine",
     "model_fingerprint": "with other weights under the same name",
+    "task_hash": "on other data under the same task name",
     "commit": "by another version of the program",
 }
 

@@ -15,15 +15,28 @@ MAX_TEXT_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A text to score; implements ``TextTask``. ``content`` is the file's text, its first ``limit`` lines."""
+    """A text to score; implements ``TextTask``. ``content`` is the whole file, its first ``limit`` lines are scored."""
 
     name: str
     content: str
+    limit: int | None = None
     kind: Literal["problems", "text"] = "text"
 
     def text(self) -> str:
         """See TextTask."""
-        return self.content
+        return self.content if self.limit is None else "".join(self._lines[: self.limit])
+
+    @property
+    def skipped(self) -> list[str]:
+        """What the limit cuts off, for the reader of the result; one entry at most."""
+        total = len(self._lines)
+        if self.limit is None or self.limit >= total:
+            return []
+        return [f"all but the first {self.limit:,} of the text's {total:,} lines, as the limit of the task asks"]
+
+    @property
+    def _lines(self) -> list[str]:
+        return self.content.splitlines(keepends=True)
 
     def content_hash(self) -> str:
         """See TextTask."""
@@ -44,7 +57,4 @@ def load(task: TaskSpec) -> Perplexity:
     """The text of ``perplexity:PATH``. A limit counts lines. Raises InputError, SpecError."""
     check(task)
     assert task.path is not None
-    text = read_text(task.path, MAX_TEXT_BYTES)
-    if task.limit is not None:
-        text = "".join(text.splitlines(keepends=True)[: task.limit])
-    return Perplexity(task.name, text)
+    return Perplexity(task.name, read_text(task.path, MAX_TEXT_BYTES), task.limit)

@@ -132,7 +132,7 @@ def _lab_words(task: TaskSpec) -> ProblemTask:
         raise SpecError("The train split of lab-words has no end; set a limit.", field="task.limit")
     template = lab_words.prompt(Problem("", QUESTION, None))
     rule = Rule("lab-words", lab_words.extract_answer, lab_words.is_correct)
-    rows = lab_words.problems(task.split, task.limit)
+    rows = lab_words.problems(task.split, task.limit if task.split == "train" else None)
     shots = task.shots if task.prompt_style is PromptStyle.FEW_SHOT else 0
     # From the far end of the train split, so that a run over the train split is not shown its own questions.
     examples = [lab_words.generate(10**6 + i, 1 + i % len(lab_words.LEVELS), "train") for i in range(shots)]
@@ -168,13 +168,14 @@ def _build(
     zero = example_template if few else template
     return ProblemTask(
         name=task.name,
-        rows=tuple(rows[: task.limit]),
+        rows=tuple(rows),
         template=task.prompt_template or zero,
         example_template=task.prompt_template or example_template,
         rule=rule if task.checker is None else RULES[task.checker],
         default_max_new_tokens=TASKS[task.kind].default_max_new_tokens or 0,
         examples=tuple(examples),
         shots=task.shots if few else 0,
+        limit=task.limit,
         stop=(NEXT_QUESTION,),
         skipped=skipped,
     )

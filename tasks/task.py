@@ -49,7 +49,7 @@ class Task(Protocol):
         ...
 
     def content_hash(self) -> str:
-        """SHA-256 of what is asked, stored with each run."""
+        """SHA-256 of the data as a whole, what a limit leaves out included; stored with each run."""
         ...
 
     def prompt(self, problem: Problem, *, shots: int | None = None) -> str:
@@ -84,7 +84,7 @@ class TextTask(Protocol):
         ...
 
     def content_hash(self) -> str:
-        """SHA-256 of the text."""
+        """SHA-256 of the text as a whole, what a limit leaves out included."""
         ...
 
 
@@ -93,7 +93,7 @@ class ProblemTask:
     """Questions, a prompt and a rule for answers: implements ``Task``.
 
     Attributes:
-        rows: the problems to ask.
+        rows: all problems of the split; the first ``limit`` of them are asked.
         template: prompt with ``{question}`` where the question goes.
         rule: how an answer is found and compared.
         examples: worked examples for few-shot prompts; ``shots`` of them are put first.
@@ -108,13 +108,14 @@ class ProblemTask:
     examples: tuple[Problem, ...] = ()
     example_template: str = ""
     shots: int = 0
+    limit: int | None = None
     stop: tuple[str, ...] = ()
     skipped: list[str] = field(default_factory=list)
     kind: Literal["problems", "text"] = "problems"
 
     def problems(self) -> list[Problem]:
         """See Task."""
-        return list(self.rows)
+        return list(self.rows[: self.limit])
 
     def content_hash(self) -> str:
         """See Task."""

@@ -60,6 +60,11 @@ def test_another_machine_is_no_chance():
     assert why_dominated(here, A, "latency_p50_s", "accuracy").endswith("chance.")
 
 
+def test_other_data_under_the_same_name_are_no_chance():
+    then, today = (replace(A, label=x, environment={"task_hash": x}) for x in "ab")
+    assert why_dominated(then, today, "latency_p50_s", "accuracy").endswith("on other data under the same task name.")
+
+
 def test_many_differences_are_counted():
     other = RunSpec("lab-m", Precision("bf16"), strategy=parse_strategy("best-of-n:n=16"), seed=3)
     assert why_dominated(A, point("B", 1.0, 0.6, other), "latency_p50_s", "accuracy").endswith("more.")

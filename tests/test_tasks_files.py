@@ -157,7 +157,16 @@ def test_text_is_kept_as_it_is_and_a_limit_counts_lines(tmp_path):
     assert whole.text() == "one\r\ntwö\n\nthree"
     part = load_task(TaskSpec(f"perplexity:{path}", limit=2))
     assert part.text() == "one\r\ntwö\n"
-    assert part.content_hash() != whole.content_hash()
+    assert part.content_hash() == whole.content_hash()
+
+
+@pytest.mark.parametrize(("limit", "left_out"), [(None, 0), (3, 0), (2, 1)])
+def test_a_text_cut_by_a_limit_says_so(tmp_path, limit, left_out):
+    path = tmp_path / "t.txt"
+    path.write_text("one\ntwo\nthree")
+    skipped = load_task(TaskSpec(f"perplexity:{path}", limit=limit)).skipped
+    assert len(skipped) == left_out
+    assert all("first 2 of the text's 3 lines" in s for s in skipped)
 
 
 @pytest.mark.parametrize(
