@@ -119,6 +119,11 @@ def test_runs_without_a_measure_are_left_out_and_counted(home):
     assert "92 runs have no accuracy or no energy per correct answer" in words(at)
 
 
+def usual(**more):
+    """The parameters of a link to what is shown where nothing was chosen."""
+    return {"x": "flops_per_problem", "y": "accuracy", "task": "lab-words", "hw": HARDWARE[0]} | more
+
+
 def test_the_page_shows_the_chart_and_its_permalink(home):
     at = visit(x="wall_s", model="lab-s")
     assert not at.exception
@@ -128,14 +133,15 @@ def test_the_page_shows_the_chart_and_its_permalink(home):
     assert at.selectbox(key="fr_x").value == "wall_s"
     at.selectbox(key="fr_y").set_value("pass_at_n")
     at.toggle(key="fr_log_x_wall_s").set_value(False).run()
-    assert at.query_params == {"x": "wall_s", "y": "pass_at_n", "xscale": "linear", "model": "lab-s"}
+    where = {"task": "lab-words", "hw": HARDWARE[0]}
+    assert at.query_params == {"x": "wall_s", "y": "pass_at_n", "xscale": "linear", "model": "lab-s"} | where
 
 
 def test_a_bad_link_is_named_and_shows_the_usual_view(home):
     at = visit(x="nonsense", run="zzz")
     assert "'nonsense', which does not exist" in words(at)
     assert at.selectbox(key="fr_x").value == "flops_per_problem"
-    assert at.query_params == {}
+    assert at.query_params == usual()
 
 
 def test_a_pinned_run_is_explained_below(home, filled):
@@ -143,6 +149,51 @@ def test_a_pinned_run_is_explained_below(home, filled):
     assert "lab-xs" in words(at)
     button(at, "Unpin").click().run()
     assert "run" not in at.query_params
+
+
+def test_the_link_of_a_run_shows_its_task_and_machine(empty):
+    with open_store() as store:
+        for seed in range(3):
+            spec = RunSpec("lab-s", task=TaskSpec(limit=100), seed=seed)
+            store.runs.save(spec, result(spec, random.Random(seed)))
+        spec = RunSpec("lab-s", task=TaskSpec("gsm8k", "train", limit=100))
+        run_id = store.runs.save(spec, result(spec, random.Random(9), OTHER))
+        text = scored_text(store)
+    at = visit(run=run_id)
+    assert "On the frontier" in words(at)
+    assert at.query_params == usual(run=run_id, task="gsm8k (train)", hw=OTHER[0])
+    assert "not in the picture" in words(visit(run=run_id, task="lab-words"))
+    assert visit(run=text).query_params["y"] == "perplexity_byte"
+
+
+def test_a_link_goes_on_showing_the_task_it_showed(empty):
+    spec = RunSpec("lab-s", task=TaskSpec(limit=100))
+    with open_store() as store:
+        store.runs.save(spec, result(spec, random.Random(0)))
+    link = dict(visit().query_params)
+    with open_store() as store:
+        for seed in range(3):
+            later = RunSpec("lab-s", task=TaskSpec("gsm8k", limit=100), seed=seed)
+            store.runs.save(later, result(later, random.Random(seed), OTHER))
+    at = visit(**link)
+    assert "The only run here is on the frontier" in words(at)
+    assert at.query_params == usual()
+    assert at.selectbox(key="fr_task").value == "lab-words"
+
+
+def test_new_axes_that_the_task_has_no_run_on_show_another_task(empty):
+    spec = RunSpec("lab-s", task=TaskSpec(limit=100))
+    with open_store() as store:
+        for seed in range(2):
+            store.runs.save(spec, result(spec, random.Random(seed)))
+        scored_text(store)
+    at = visit()
+    assert at.query_params == usual()
+    at.selectbox(key="fr_x").set_value("wall_s")
+    at.selectbox(key="fr_y").set_value("perplexity_byte").run()
+    assert at.query_params == usual(x="wall_s", y="perplexity_byte", task="perplexity:/a.txt")
+    assert "On the frontier" not in words(at)
+    assert "The only run here is on the frontier" in words(at)
 
 
 def test_an_unknown_run_in_the_link_is_a_sentence(home):
@@ -170,7 +221,8 @@ def test_runs_that_only_score_a_text_are_drawn_on_axes_they_have(empty):
         run_id = scored_text(store)
     at = visit()
     assert at.get("bidi_component")
-    assert at.query_params == {"x": "flops_total", "y": "perplexity_byte"}
+    where = {"task": "perplexity:/a.txt", "hw": HARDWARE[0]}
+    assert at.query_params == {"x": "flops_total", "y": "perplexity_byte"} | where
     at = visit(run=run_id)
     assert "On the frontier" in words(at)
     assert "nan" not in words(at)
@@ -233,7 +285,7 @@ def test_a_value_of_nought_is_drawn_or_counted(empty):
             store.runs.save(spec, replace(found, measures=found.measures | {"tokens_verifier": tokens}))
     at = visit(x="tokens_verifier")
     assert not at.toggle(key="fr_log_x_tokens_verifier").value
-    assert at.query_params == {"x": "tokens_verifier", "xscale": "linear"}
+    assert at.query_params == usual(x="tokens_verifier", xscale="linear")
     assert "log scale" not in words(at)
     at.toggle(key="fr_log_x_tokens_verifier").set_value(True).run()
     assert "2 runs lie at 0, which a log scale cannot show" in words(at)
@@ -274,7 +326,7 @@ def test_the_export_names_its_columns_and_disarms_formulas(store):
     assert len(lines) == len(found) + 1
     assert ",\"'=HYPERLINK(" in lines[1]
     data = json.loads(export.as_json(found, view))
-    assert data["view"] == {"x": ["wall_s"]}
+    assert data["view"] == {"x": ["wall_s"], "y": ["accuracy"]}
     assert len(data["runs"]) == len(found)
 
 

@@ -81,8 +81,8 @@ def test_a_bad_part_of_a_link_is_named_and_dropped(params, words):
     assert words in complaints[0]
 
 
-def test_the_usual_view_needs_no_parameters():
-    assert View().to_params() == {}
+def test_a_link_names_the_axes_even_the_usual_ones():
+    assert View().to_params() == {"x": ["flops_per_problem"], "y": ["accuracy"]}
     assert log_by_default(next(m for m in AXES if m.name == "wall_s"))
     assert not View().is_log_y
 

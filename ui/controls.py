@@ -10,9 +10,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from spec.measures import MEASURES, Measure
-from store import Store
+from store import NotFound, Run, Store
 from ui import components, data
-from ui.frontier import Choice, usual_view
+from ui.frontier import Choice, task_name, usual_view
 from ui.view import AXES, EVERYTHING, View, log_by_default
 
 SEEN = "frontier_link"
@@ -23,15 +23,34 @@ def read_view(store: Store) -> View:
     params = {name: st.query_params.get_all(name) for name in st.query_params}
     if params != st.session_state.get(SEEN):
         view, complaints = View.from_params(params)
+        run = _pinned(store, view.run)
         if not {"x", "y"} & params.keys():
-            usual = usual_view(store)
+            usual = usual_view(store, run)
             view = replace(view, x=usual.x, y=usual.y)
+        if run is not None and run.result is not None:
+            task = task_name(run.spec.task.name, run.spec.task.split)
+            machine = run.result.environment.get("hardware_id")
+            view = replace(view, task=view.task or task, hardware=view.hardware or machine)
         st.session_state["frontier_complaints"] = complaints
         for key in [k for k in st.session_state if str(k).startswith("fr_")]:
             del st.session_state[key]
         st.session_state["frontier_view"] = view
         st.session_state[SEEN] = params
     return st.session_state["frontier_view"]
+
+
+def _pinned(store: Store, run_id: str | None) -> Run | None:
+    """The run that a link points at; None where there is none, which is said below the chart."""
+    try:
+        return store.runs.get(run_id, samples=False) if run_id else None
+    except NotFound:
+        return None
+
+
+def settled(store: Store, view: View) -> View:
+    """The view with the task and hardware that it shows where it names none, so that a link to it keeps to them."""
+    _, offered = data.points(store, view)
+    return replace(view, task=view.task or offered.task, hardware=view.hardware or offered.machine)
 
 
 def write_view(view: View) -> None:
@@ -49,6 +68,8 @@ def show(store: Store) -> View:
         across, up = st.container(), st.container()
         x, y = _axis(across, "Across", "x", view.x), _axis(up, "Up", "y", view.y)
         found, offered = data.points(store, replace(view, x=x, y=y))
+        if (x, y) != (view.x, view.y):
+            view = _measured(view, offered)
         log_x = _scale(across, "x", x, view.log_x if x == view.x else None, found["x"])
         log_y = _scale(up, "y", y, view.log_y if y == view.y else None, found["y"])
         view = replace(view, x=x, y=y, log_x=log_x, log_y=log_y)
@@ -56,6 +77,17 @@ def show(store: Store) -> View:
     for complaint in st.session_state.pop("frontier_complaints", ()):
         st.warning(components.plain(complaint), icon=":material/link_off:")
     write_view(view)
+    return view
+
+
+def _measured(view: View, offered: Choice) -> View:
+    """For new axes: a task or a machine that has no run on them gives way to the usual one."""
+    if view.task not in (EVERYTHING, *offered.tasks):
+        view = replace(view, task=None)
+        st.session_state.pop("fr_task", None)
+    if view.hardware not in (EVERYTHING, *offered.hardware):
+        view = replace(view, hardware=None)
+        st.session_state.pop("fr_hw", None)
     return view
 
 
@@ -89,8 +121,8 @@ def _filters(view: View, offered: Choice, hardware: dict[str, str]) -> View:
     precisions = _some_of("Precision", "precisions", offered.precisions, view.precisions)
     return replace(
         view,
-        task=None if task == offered.task else task,
-        hardware=None if machine == offered.machine else machine,
+        task=task,
+        hardware=machine,
         models=models,
         strategies=strategies,
         precisions=precisions,

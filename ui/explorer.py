@@ -16,7 +16,7 @@ from spec.measures import MEASURES, Measure
 from store import NotFound, Store
 from ui import components, data, export, frontier, times
 from ui.charts import SYMBOLS
-from ui.controls import change_view, reset_view
+from ui.controls import change_view, reset_view, settled
 from ui.frontier import Selection
 from ui.plot import plot
 from ui.view import View
@@ -102,7 +102,7 @@ def empty(store: Store, view: View) -> None:
         "and passes the filters.",
         icon=":material/filter_alt_off:",
     )
-    if view.to_params() != frontier.usual_view(store).to_params():
+    if view.to_params() != settled(store, frontier.usual_view(store)).to_params():
         st.button("Show everything", on_click=reset_view, icon=":material/restart_alt:")
 
 

@@ -19,7 +19,7 @@ from analysis.format import MISSING, measure_text, percent
 from analysis.frontier import dominators, frontier
 from spec.choices import EnergyMethod
 from spec.measures import MEASURES, Group, Measure
-from store import Between, Store
+from store import Between, Run, Store
 from ui.charts import escape
 from ui.frontier_chart import Picture, Points
 from ui.view import EVERYTHING, View
@@ -67,8 +67,15 @@ def invalid_energies(store: Store, x: str, y: str) -> int:
     return store.runs.count(found) if is_energy(x, y) else 0
 
 
-def usual_view(store: Store) -> View:
-    """The view of the first axes of ``USUAL_AXES`` that some run has: runs that score a text have no accuracy."""
+def usual_view(store: Store, run: Run | None = None) -> View:
+    """The view of the first axes of ``USUAL_AXES`` that ``run`` has, or else that some run has.
+
+    Runs that score a text have no accuracy.
+    """
+    measures = run.result.measures if run and run.result else {}
+    for x, y in USUAL_AXES:
+        if measures.get(x) is not None and measures.get(y) is not None:
+            return View(x, y)
     for x, y in USUAL_AXES:
         if store.runs.count({"state": "succeeded", x: Between(), y: Between()}):
             return View(x, y)

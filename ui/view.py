@@ -32,7 +32,7 @@ def log_by_default(measure: Measure) -> bool:
 class View:
     """Axes, scales (None: the measure's own default), filters (empty: no restriction), the pinned run and the box.
 
-    ``task`` and ``hardware``: None takes the one with most runs, ``*`` mixes all.
+    ``task`` and ``hardware``: None takes those of the pinned run, or else those with most runs; ``*`` mixes all.
     """
 
     x: str = "flops_per_problem"  # the cost that no batch size and no busy machine can distort
@@ -58,14 +58,9 @@ class View:
         return log_by_default(MEASURES[self.y]) if self.log_y is None else self.log_y
 
     def to_params(self) -> dict[str, list[str]]:
-        """The query parameters that bring this view back; what is as usual is left out."""
-        usual = View()
-        found: dict[str, list[str]] = {}
-        for name in ("x", "y", "task", "run"):
-            if (value := getattr(self, name)) != getattr(usual, name):
-                found[name] = [str(value)]
-        if self.hardware is not None:
-            found["hw"] = [self.hardware]
+        """The query parameters that bring this view back, also when later runs have changed what is usual."""
+        named = {"x": self.x, "y": self.y, "task": self.task, "hw": self.hardware, "run": self.run}
+        found = {name: [value] for name, value in named.items() if value is not None}
         for axis, chosen in (("x", self.log_x), ("y", self.log_y)):
             measure = MEASURES[self.x if axis == "x" else self.y]
             if chosen is not None and chosen != log_by_default(measure):
