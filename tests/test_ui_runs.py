@@ -5,13 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 from apptest import button, visit, words
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic import answer, fill, result
 
-from spec.choices import JobState
+from engine.decoding import votes as engine_votes
+from spec.choices import Checker, JobState
 from spec.results import Candidate, Progress
 from spec.run_spec import RunSpec, TaskSpec
 from store import open_store
-from ui import components, problems, run_table, times
+from tasks.checkers import RULES
+from tasks.registry import load_task
+from ui import components, problems, run_table, times, votes
+from ui.votes import Vote
 
 
 @pytest.fixture
@@ -75,12 +81,15 @@ def test_every_problem_can_be_paged_and_filtered(ids):
     assert set(at.dataframe[0].value[""]) == {"✗"}
 
 
+NUMBERS = TaskSpec("gsm8k")
+
+
 def test_votes_are_counted_most_frequent_first():
     one = answer(3, random.Random(1), 16)
-    counted = problems.votes(one)
-    assert [n for _, n in counted] == sorted((n for _, n in counted), reverse=True)
-    assert sum(n for _, n in counted) == 16
-    assert counted[0][0] == one.answer
+    counted = votes.votes(one, "majority", NUMBERS)
+    assert [v.given for v in counted] == sorted((v.given for v in counted), reverse=True)
+    assert sum(v.given for v in counted) == 16
+    assert counted[0].answer == one.answer
 
 
 def scored(*pairs):
@@ -90,12 +99,48 @@ def scored(*pairs):
 
 def test_what_decides_is_shown_not_only_how_often():
     one = scored(("7", 0.2), ("7", 0.2), ("7", 0.1), ("1", 0.9), (None, 0.9), ("1", None))
-    assert problems.weights(one, "majority") == [("7", 3), ("1", 2)]
-    assert problems.weights(one, "weighted") == [("1", 0.9), ("7", pytest.approx(0.5))]
-    assert problems.weights(one, "best-of-n") == [("1", 0.9), ("7", 0.2)]
-    assert problems.frame([one], "weighted")["Votes by score"][0] == [0.9, pytest.approx(0.5)]
-    assert "Votes" not in problems.frame([one], "best-of-n")
-    assert problems.frame([one])["Votes"][0] == [3, 2]
+
+    def weighed(strategy):
+        return [(v.answer, v.weight) for v in votes.votes(one, strategy, NUMBERS)]
+
+    assert weighed("majority") == [("7", 3), ("1", 2)]
+    assert weighed("weighted") == [("1", 0.9), ("7", pytest.approx(0.5))]
+    assert weighed("best-of-n") == [("1", 0.9), ("7", 0.2)]
+    assert problems.frame([one], "weighted", NUMBERS)["Votes by score"][0] == [0.9, pytest.approx(0.5)]
+    assert "Votes" not in problems.frame([one], "best-of-n", NUMBERS)
+    assert problems.frame([one], "majority", NUMBERS)["Votes"][0] == [3, 2]
+
+
+def test_answers_that_the_task_takes_for_one_vote_together():
+    one = scored(("18", 0.1), ("18.00", 0.6), ("18.00", 0.2), ("20", 0.3), ("20", None))
+    one = dataclasses.replace(one, chosen=1, answer="18.00")
+    assert votes.votes(one, "majority", NUMBERS) == [Vote("18.00", False, 3, 3), Vote("20", False, 2, 2)]
+    assert [v.weight for v in votes.votes(one, "weighted", NUMBERS)] == [pytest.approx(0.9), 0.3]
+    apart = votes.votes(one, "majority", TaskSpec("gsm8k", checker="exact"))
+    assert [(v.answer, v.given) for v in apart] == [("18.00", 2), ("20", 2), ("18", 1)]
+
+
+@given(
+    st.lists(
+        st.none() | st.sampled_from(["18", "18.0", " 18", "1,8", "20", "2/1", "2", "a cat", "a cat."]), max_size=12
+    )
+)
+def test_votes_are_counted_as_the_engine_counts_them(given):
+    for checker in (None, *Checker):
+        task = TaskSpec("jsonl:x", checker=checker)
+        one = scored(*((text, 0.5) for text in given))
+        rule = RULES[checker or Checker.MATH]
+        assert votes.classes(one, task) == engine_votes.classes(given, rule.equivalent)
+
+
+def test_every_task_has_the_rule_it_is_loaded_with(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    for name in ("lab-words", f"gsm8k:{path}", f"jsonl:{path}"):
+        task = TaskSpec(name, limit=1)
+        loaded = load_task(task)
+        for a, b in (("18", "18.00"), ("18", "18"), ("a cat", "a cat."), ("3/4", "0.75")):
+            assert votes.same(task.kind, None, a, b) == loaded.equivalent(a, b), (name, a, b)
 
 
 def test_the_caption_counts_what_matches(ids, monkeypatch):

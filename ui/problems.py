@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -10,8 +9,10 @@ import streamlit as st
 
 from analysis.format import duration
 from spec.results import Answer
+from spec.run_spec import TaskSpec
 from store import Run, Store
 from ui import components
+from ui.votes import votes
 
 PAGE = 25
 MAX_CANDIDATES = 64
@@ -23,7 +24,7 @@ MARKS = {True: "✓", False: "✗", None: "·"}
 
 def show(store: Store, run: Run) -> None:
     """The list of problems, page by page, and the one that is picked."""
-    strategy = run.spec.strategy.name
+    strategy, task = run.spec.strategy.name, run.spec.task
     if not store.answers.count(run.run_id):
         return
     st.markdown("**Problems**")
@@ -39,7 +40,7 @@ def show(store: Store, run: Run) -> None:
         page = st.pagination(last, key=f"page_{run.run_id}_{only}") if last > 1 else 1
     answers = store.answers.page(run.run_id, (page - 1) * PAGE, PAGE, only)
     picked = st.dataframe(
-        frame(answers, strategy),
+        frame(answers, strategy, task),
         column_config={
             "Question": st.column_config.TextColumn(width="large"),
             WEIGHTS.get(strategy, "Votes"): st.column_config.BarChartColumn(
@@ -55,13 +56,14 @@ def show(store: Store, run: Run) -> None:
     )
     rows = picked.selection.rows
     if rows and rows[0] < len(answers):
-        one(answers[rows[0]], strategy)
+        one(answers[rows[0]], strategy, task)
     else:
         st.caption(f"{found:,} problems. Click a row to read its candidates.")
 
 
-def frame(answers: list[Answer], strategy: str = "majority") -> pd.DataFrame:
+def frame(answers: list[Answer], strategy: str, task: TaskSpec) -> pd.DataFrame:
     """The rows of the list."""
+    found = [[v.weight for v in votes(a, strategy, task) if v.weight is not None] for a in answers]
     return pd.DataFrame(
         {
             "": [MARKS[a.correct] if a.error is None else "!" for a in answers],
@@ -69,7 +71,7 @@ def frame(answers: list[Answer], strategy: str = "majority") -> pd.DataFrame:
             "Question": [a.question for a in answers],
             "Reference": [a.reference for a in answers],
             "Answer": [a.answer if a.error is None else a.error for a in answers],
-            WEIGHTS.get(strategy, "Votes"): [[n for _, n in weights(a, strategy)][:12] for a in answers],
+            WEIGHTS.get(strategy, "Votes"): [weights[:12] for weights in found],
             "Tokens": [a.tokens_generated for a in answers],
             "Latency": [duration(a.latency_s) for a in answers],
             "Problem": [a.problem_id for a in answers],
@@ -77,24 +79,7 @@ def frame(answers: list[Answer], strategy: str = "majority") -> pd.DataFrame:
     )
 
 
-def votes(answer: Answer) -> list[tuple[str, int]]:
-    """How often each answer was given, most frequent first; candidates without one do not vote."""
-    return Counter(c.answer for c in answer.candidates if c.answer is not None).most_common()
-
-
-def weights(answer: Answer, strategy: str) -> list[tuple[str, float]]:
-    """What each answer weighs with a strategy, strongest first: its votes, the sum of its scores or its best score."""
-    if strategy not in WEIGHTS:
-        return list(votes(answer))
-    found: dict[str, float] = {}
-    for c in answer.candidates:
-        if c.answer is not None and c.score is not None:
-            before = found.get(c.answer, 0.0)
-            found[c.answer] = before + c.score if strategy == "weighted" else max(before, c.score)
-    return sorted(found.items(), key=lambda pair: -pair[1])
-
-
-def one(answer: Answer, strategy: str = "majority") -> None:
+def one(answer: Answer, strategy: str, task: TaskSpec) -> None:
     """One problem in full."""
     with st.container(border=True):
         st.text(answer.question)
@@ -107,7 +92,7 @@ def one(answer: Answer, strategy: str = "majority") -> None:
             f"**{components.plain(answer.reference or 'none')}**."
         )
         if len(answer.candidates) > 1:
-            _votes(answer, strategy)
+            _votes(answer, strategy, task)
         for number, candidate in enumerate(answer.candidates[:MAX_CANDIDATES]):
             chosen = ", chosen" if number == answer.chosen else ""
             score = f", score {candidate.score:.3f}" if candidate.score is not None else ""
@@ -122,21 +107,16 @@ def one(answer: Answer, strategy: str = "majority") -> None:
             st.caption(f"{len(answer.candidates) - MAX_CANDIDATES} more candidates are kept and not listed.")
 
 
-def _votes(answer: Answer, strategy: str) -> None:
-    counts = dict(votes(answer))
-    found = list(counts.items())
-    if strategy in WEIGHTS:
-        by_weight = dict(weights(answer, strategy))
-        found.sort(key=lambda pair: -by_weight.get(pair[0], 0.0))
-    right = {c.answer: c.correct for c in answer.candidates}
-    silent = len(answer.candidates) - sum(n for _, n in found)
+def _votes(answer: Answer, strategy: str, task: TaskSpec) -> None:
+    found = votes(answer, strategy, task)
+    silent = len(answer.candidates) - sum(v.given for v in found)
     table: dict[str, Any] = {
-        "Answer": [a for a, _ in found] + (["none given"] if silent else []),
-        "": [MARKS[right[a]] for a, _ in found] + ([""] if silent else []),
-        "Given": [n for _, n in found] + ([silent] if silent else []),
+        "Answer": [v.answer for v in found] + (["none given"] if silent else []),
+        "": [MARKS[v.correct] for v in found] + ([""] if silent else []),
+        "Given": [v.given for v in found] + ([silent] if silent else []),
     }
     if strategy in WEIGHTS:
-        table[WEIGHTS[strategy]] = [by_weight.get(a) for a, _ in found] + ([None] if silent else [])
+        table[WEIGHTS[strategy]] = [v.weight for v in found] + ([None] if silent else [])
     bar = st.column_config.ProgressColumn(min_value=0, max_value=len(answer.candidates), format="%d")
     st.dataframe(
         pd.DataFrame(table),
