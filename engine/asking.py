@@ -51,6 +51,7 @@ class Asking:
         self._grader = Grader(task)
         self._prompts = PromptMaker(task, spec.task, setup.loaded)
         self._max_new_tokens = spec.task.max_new_tokens or task.default_max_new_tokens
+        self._prompts.check_room(problems, self._max_new_tokens)
         done = {(a.repeat, a.problem_id) for a in earlier}
         self._todo = [(r, p) for r in range(spec.repeats) for p in problems if (r, p.id) not in done]
         self._backend = TransformersBackend(setup.loaded)

@@ -20,7 +20,10 @@ from tasks.problem import Problem
 from tasks.task import QUESTION, ProblemTask, Task, TextTask
 
 NEXT_QUESTION = "\nQuestion:"
-LAB_EXAMPLES = 64
+LAB_EXAMPLES_PER_LEVEL = 8
+LAB_EXAMPLES = LAB_EXAMPLES_PER_LEVEL * len(lab_words.LEVELS)
+LAB_EXAMPLE_POOL = 64
+LAB_EXAMPLES_FROM = 10**6  # far out in the train split, so that a run over that split is not shown its own questions
 LAB_MAX_NEW_TOKENS = 320  # the longest reference solution of the held-out splits has 252, and there are longer ways
 
 
@@ -134,9 +137,18 @@ def _lab_words(task: TaskSpec) -> ProblemTask:
     rule = Rule("lab-words", lab_words.extract_answer, lab_words.is_correct)
     rows = lab_words.problems(task.split, task.limit if task.split == "train" else None)
     shots = task.shots if task.prompt_style is PromptStyle.FEW_SHOT else 0
-    # From the far end of the train split, so that a run over the train split is not shown its own questions.
-    examples = [lab_words.generate(10**6 + i, 1 + i % len(lab_words.LEVELS), "train") for i in range(shots)]
-    return _build(task, rows, [], rule, template, template, examples)
+    return _build(task, rows, [], rule, template, template, _lab_examples(shots))
+
+
+def _lab_examples(shots: int) -> list[Problem]:
+    """Worked examples, easiest level first and the shortest of a level: the built-in models read 512 tokens at most."""
+    examples: list[Problem] = []
+    for level in lab_words.LEVELS:
+        if len(examples) >= shots:
+            break
+        pool = [lab_words.generate(LAB_EXAMPLES_FROM + i, level, "train") for i in range(LAB_EXAMPLE_POOL)]
+        examples += sorted(pool, key=lambda p: len(p.question + str(p.solution)))[:LAB_EXAMPLES_PER_LEVEL]
+    return examples[:shots]
 
 
 def _gsm8k(task: TaskSpec) -> ProblemTask:

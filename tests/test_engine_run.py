@@ -368,6 +368,15 @@ def test_a_vote_over_whole_texts_is_refused(folders, strategy):
         run(spec_of(folders, strategy, task=TaskSpec(checker="contains")))
 
 
+def test_examples_that_squeeze_out_the_problems_are_refused_before_measuring(folders):
+    events = []
+    spec = spec_of(folders, task=TaskSpec(prompt_style="few-shot", shots=9))
+    with pytest.raises(SpecError, match="6 of 6 prompts") as error:
+        execute(spec, events.append, host=HOST, task=LetterTask())
+    assert error.value.field == "task.shots"
+    assert not any(isinstance(e, Phase) and e.name in ("warmup", "measure") for e in events)
+
+
 def test_no_problems_is_an_input_error(folders):
     with pytest.raises(InputError, match="no problems"):
         run(spec_of(folders), LetterTask(0))
