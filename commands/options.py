@@ -19,9 +19,10 @@ from engine.catalog import resolve, resolve_reward
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
 from spec.parameters import Parameter, parameters
+from spec.paths import expand
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
-from tasks.registry import load_task
+from tasks.registry import check_votes, load_task
 
 PARTS: dict[str, type] = {"precision": Precision, "runtime": Runtime, "task": TaskSpec, "": RunSpec}
 OPTIONS: dict[str, tuple[str, str]] = {
@@ -118,7 +119,7 @@ def make_spec(model: str, strategy: str = "greedy", skip_bad: bool = False, **op
 
 def _absolute_task(name: str) -> str:
     kind, colon, path = name.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute()}" if colon and path else name
+    return f"{kind}:{expand(path).absolute()}" if colon and path else name
 
 
 def _absolute_model(name: str) -> str:
@@ -133,10 +134,11 @@ def _absolute_model(name: str) -> str:
 
 
 def check(spec: RunSpec) -> list[str]:
-    """Raise what a run of ``spec`` would fail with for certain: its model, its reward model, its device, its data.
+    """Raise what a run of ``spec`` would fail with for certain: its models, device, data, a vote that cannot be had.
 
     Returns what ``--skip-bad`` left out of the data file.
     """
+    check_votes(spec)
     resolve(spec.model)
     if hasattr(spec.strategy, "reward"):
         resolve_reward(spec.strategy.reward)

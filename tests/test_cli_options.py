@@ -174,6 +174,8 @@ def test_what_cannot_run_is_found_before_it_is_queued(tmp_path):
         check(RunSpec("shape:pythia-410m", task=TaskSpec("lab-word")))
     with pytest.raises(SpecError, match="did you mean 'lab-prm'"):
         check(make_spec("shape:pythia-410m", strategy="weighted:reward=lab-pmr"))
+    with pytest.raises(SpecError, match="nothing to count"):
+        check(RunSpec("shape:pythia-410m", strategy=Majority(n=4), task=TaskSpec(checker="contains")))
     with pytest.raises(InputError):
         check(RunSpec("shape:pythia-410m", task=TaskSpec(f"jsonl:{tmp_path}/absent.jsonl")))
     bad = tmp_path / "bad.jsonl"

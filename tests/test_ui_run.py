@@ -108,6 +108,9 @@ def test_the_button_is_another_one_after_each_run(monkeypatch):
         ({"run_task": "jsonl"}, "reads a file"),
         ({"run_task": "jsonl", "run_path": "/nowhere/x.jsonl", "click": True}, "/nowhere/x.jsonl"),
         ({"run_prompt_template": "no place for it"}, "{question}"),
+        ({"run_checker": "contains"}, "nothing to count"),
+        ({"model": "~nobody-here/x"}, "home folder"),
+        ({"model": "x" * 300}, "File name too long"),
     ],
 )
 def test_bad_input_is_one_sentence_and_queues_nothing(changes, sentence):

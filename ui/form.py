@@ -17,7 +17,7 @@ from spec.errors import IsoquantError, SpecError
 from spec.parameters import Parameter, parameters
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import STRATEGIES, strategy_from_dict
-from tasks.registry import TASKS, check_task
+from tasks.registry import TASKS, check_task, check_votes
 from ui import components, fields, offers
 from ui.fields import KEEP, field, select
 
@@ -60,6 +60,7 @@ def show() -> RunSpec | None:
             **own,
         )
         check_task(spec.task)
+        check_votes(spec)
         offers.check_model(spec)
         offers.check_device(spec.runtime.device)
     except IsoquantError as error:
