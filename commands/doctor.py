@@ -12,7 +12,8 @@ from analysis.format import si
 from commands.database import open_database
 from commands.options import Db, Json
 from commands.output import EXIT_FAILED, print_json, print_table, say
-from spec.errors import StoreError
+from spec.errors import IsoquantError
+from spec.paths import expand
 from store import home, open_store
 from store.store import FILE_NAME
 
@@ -44,13 +45,14 @@ def check_database(db: str | None) -> Check:
     """Whether the database can be opened and is whole, as far as a quick look at every page of it can tell."""
     from engine.doctor import Check
 
-    path = _path(db)
+    path: Path | str = db or FILE_NAME
     try:
+        path = _path(db)
         if not path.exists():
             return Check("database", "ok", f"{path}: none yet")
         with open_store(path) as store:
             faults = store.integrity(quick=True)
-    except (OSError, StoreError) as error:
+    except (OSError, IsoquantError) as error:
         return Check("database", "fail", str(path), str(error))
     if faults:
         advice = f"{faults[0]}; stop Isoquant and put the newest copy that `python cli.py backup` made in its place."
@@ -59,7 +61,7 @@ def check_database(db: str | None) -> Check:
 
 
 def _path(db: str | None) -> Path:
-    return Path(db).expanduser() if db is not None else home() / FILE_NAME
+    return expand(db) if db is not None else home() / FILE_NAME
 
 
 def _known_ceilings(db: str | None) -> list[dict[str, Any]]:
@@ -71,7 +73,7 @@ def _known_ceilings(db: str | None) -> list[dict[str, Any]]:
             return []
         with open_store(_path(db)) as store:
             return list(store.settings.get(ceilings_key(), []))
-    except (OSError, StoreError):  # the check of the database says what is wrong with it
+    except (OSError, IsoquantError):  # the check of the database says what is wrong with it
         return []
 
 

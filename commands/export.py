@@ -20,6 +20,7 @@ from commands.options import Db, Json
 from commands.output import print_json, say
 from spec.choices import parse_choice
 from spec.errors import SpecError
+from spec.paths import expand
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -54,7 +55,7 @@ def export(format: FormatName = None, output: Output = None, db: Db = None, json
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    path = Path(output).expanduser().absolute()
+    path = expand(output).absolute()
     write_whole(path, data)
     if json:
         print_json({"path": str(path), "format": kind, "rows": len(rows)})

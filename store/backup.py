@@ -10,6 +10,8 @@ from pathlib import Path
 from spec.errors import StoreError
 from store.connection import Connection
 
+FULL = 13  # SQLITE_FULL
+
 
 def backup(source: Connection, target: Path) -> Path:
     """A compact copy of the database as it is now, while others read and write; returns its path.
@@ -17,14 +19,15 @@ def backup(source: Connection, target: Path) -> Path:
     Copying the file with other tools would miss what still lies in the write-ahead log. Raises StoreError when the
     target exists, cannot be written, or the copy does not pass SQLite's integrity check.
     """
-    target = target.expanduser().absolute()
+    target = target.absolute()
     if target.exists():
         raise StoreError(f"{target} exists already; choose another name for the backup.")
     unfinished = target.with_name(target.name + ".unfinished")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)
-        source.execute("VACUUM INTO ?", (str(unfinished),))
+        unfinished.touch()  # SQLite would report a folder that may not be written as a fault of the database
+        _copy(source, unfinished, target)
         _check(unfinished)
         _sync(unfinished)
         unfinished.rename(target)
@@ -35,6 +38,15 @@ def backup(source: Connection, target: Path) -> Path:
         with contextlib.suppress(OSError):
             unfinished.unlink()
     return target
+
+
+def _copy(source: Connection, unfinished: Path, target: Path) -> None:
+    try:
+        source.execute("VACUUM INTO ?", (str(unfinished),))
+    except StoreError as error:
+        if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF != FULL:
+            raise
+        raise StoreError(f"The disk is full: the backup {target} was not made; choose another place.") from error
 
 
 def backup_name(path: Path, reason: str) -> Path:

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from spec.errors import StoreError, shorten
+from spec.errors import InputError, StoreError, shorten
+from spec.paths import expand
 from store import backup as backups
 from store.answers import Answers
 from store.clock import Clock
@@ -69,7 +70,7 @@ class Store:
 
     def backup(self, path: Path | str | None = None) -> Path:
         """A checked copy of the whole database, by default into ``backups/`` beside it; returns its path."""
-        target = Path(path) if path is not None else backups.backup_name(self.connection.path, "copy")
+        target = _expand(path) if path is not None else backups.backup_name(self.connection.path, "copy")
         return backups.backup(self.connection, target)
 
     def integrity(self, *, quick: bool = False) -> list[str]:
@@ -78,8 +79,15 @@ class Store:
 
 
 def home() -> Path:
-    """Where the database and everything else a user makes lies: ``$ISOQUANT_HOME``, or ``./data``."""
-    return Path(os.environ.get("ISOQUANT_HOME") or "data").expanduser().absolute()
+    """Where the database and all else that a user makes lies: ``$ISOQUANT_HOME``, or ``./data``; raises StoreError."""
+    return _expand(os.environ.get("ISOQUANT_HOME") or "data").absolute()
+
+
+def _expand(path: Path | str) -> Path:
+    try:
+        return expand(path)
+    except InputError as error:
+        raise StoreError(str(error)) from error
 
 
 def open_store(path: Path | str | None = None, *, clock: Clock | None = None) -> Store:
@@ -88,7 +96,7 @@ def open_store(path: Path | str | None = None, *, clock: Clock | None = None) ->
     Raises StoreError with one plain sentence where that is not possible; a file that is not ours stays untouched.
     """
     check_library()
-    where = Path(path).expanduser() if path is not None else home() / FILE_NAME
+    where = _expand(path) if path is not None else home() / FILE_NAME
     try:
         real = os.path.realpath(where)
     except (OSError, ValueError) as error:  # e.g. a NUL in the name

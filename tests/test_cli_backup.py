@@ -6,9 +6,17 @@ import pytest
 
 import cli
 from commands.doctor import check_database
+from commands.options import make_spec
+from spec.errors import InputError, StoreError
 from spec.run_spec import RunSpec
 from store import open_store
+from store.backup import backup
+from store.connection import Connection
 from tests.fake_engine import answer, result
+
+
+class Full(Exception):
+    sqlite_errorcode = 13
 
 
 @pytest.fixture
@@ -43,6 +51,40 @@ def test_a_backup_replaces_no_file(database, tmp_path, capsys):
     assert cli.main(["backup", str(tmp_path / "mine")]) == 1
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_backup_that_cannot_be_written_is_named_itself(database, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "a.db"
+    assert cli.main(["backup", str(target)]) == 1
+    assert str(target) in capsys.readouterr().err
+
+    def full(*_):
+        raise StoreError(f"Free some space where {database} lies.") from Full()
+
+    monkeypatch.setattr("store.connection.Connection.execute", full)
+    with pytest.raises(StoreError, match=rf"The disk is full: the backup {tmp_path}/a.db was not made") as raised:
+        backup(Connection(database), tmp_path / "a.db")
+    assert str(database) not in str(raised.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "home"]
+
+
+@pytest.mark.parametrize("verb", [["backup", "~nobody-here/x"], ["export", "--output", "~nobody-here/x"]])
+def test_the_home_of_nobody_is_one_sentence(database, verb, capsys):
+    assert cli.main(verb) in (1, 2)
+    assert "The home folder in '~nobody-here/x' is not known" in capsys.readouterr().err
+
+
+def test_doctor_and_store_name_the_home_of_nobody(database, monkeypatch):
+    assert "home folder" in check_database("~nobody-here/x").advice
+    with pytest.raises(StoreError, match="home folder"):
+        open_store("~nobody-here/x")
+    monkeypatch.setenv("ISOQUANT_HOME", "~nobody-here/x")
+    with pytest.raises(StoreError, match="home folder"):
+        open_store()
+    assert check_database(None).status == "fail"
+    with pytest.raises(InputError, match="home folder"):
+        make_spec("lab-s", task="jsonl:~nobody-here/x")
 
 
 def test_doctor_looks_into_the_database(database):

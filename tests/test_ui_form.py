@@ -103,3 +103,14 @@ def test_names_in_a_message_of_the_form_are_not_markdown():
     at = visit("run", session={"run_model": "[x](http://example.org)"})
     assert len(at.error) == 1
     assert "[x](" not in at.error[0].value
+
+
+def test_a_folder_that_may_not_be_read_is_one_sentence(monkeypatch):
+    def refuse(name):
+        raise PermissionError(13, "Permission denied", f"{name}/config.json")
+
+    monkeypatch.setattr(offers, "resolve", refuse)
+    monkeypatch.setattr(offers, "describe", refuse)
+    at = visit("run", session={"run_model": "/locked"})
+    assert not at.exception
+    assert "The model cannot be looked at: /locked/config.json: Permission denied." in words(at)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.catalog import LAB_FAMILY, ModelInfo, describe, list_models, list_rewards, resolve, resolve_reward
 from engine.measure.hardware import gpus
-from spec.errors import IsoquantError, SpecError
+from spec.errors import InputError, IsoquantError, SpecError
 from spec.run_spec import RunSpec
 from spec.strategy import STRATEGIES
 from tasks.registry import TASKS
@@ -40,7 +40,7 @@ def model_line(name: str) -> str:
     """One line on a model: size, saved format, what it is; nothing where it cannot be used, which the form says."""
     try:
         info = describe(name)
-    except IsoquantError:
+    except (IsoquantError, OSError):
         return ""
     parts = [f"{count(info.parameters)} parameters" if info.parameters else ""]
     parts.append(f"saved in {info.dtype}" if info.dtype else "")
@@ -55,9 +55,13 @@ def check_model(spec: RunSpec) -> None:
     """Raise what a run of ``spec`` would fail with for certain: a model or reward model that is not there."""
     if not spec.model.strip():
         raise SpecError("Choose a model.", field="model")
-    resolve(spec.model)
-    if reward := getattr(spec.strategy, "reward", None):
-        resolve_reward(reward)
+    try:
+        resolve(spec.model)
+        if reward := getattr(spec.strategy, "reward", None):
+            resolve_reward(reward)
+    except OSError as error:  # e.g. a folder that may not be read
+        words = error.strerror or type(error).__name__
+        raise InputError(f"The model cannot be looked at: {error.filename}: {words}.") from error
 
 
 def check_device(device: str) -> None:
