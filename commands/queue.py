@@ -37,13 +37,13 @@ def tour(wait: Wait = False, db: Db = None, json: Json = False) -> int:
     specs = tour_specs()
     for spec in specs:
         check(spec)
-    return _queue(specs, wait, db, json)
+    return _queue(specs, wait, db, json, source="tour")  # as the button does, which then offers no second one
 
 
-def _queue(specs: Sequence[RunSpec], wait: bool, db: str | None, json: bool) -> int:
+def _queue(specs: Sequence[RunSpec], wait: bool, db: str | None, json: bool, source: str = "cli") -> int:
     with open_database(db) as store:
         with store.write():
-            run_ids = [store.jobs.enqueue(spec, source="cli").run_id for spec in specs]
+            run_ids = [store.jobs.enqueue(spec, source=source).run_id for spec in specs]
         if not json:
             for run_id, spec in zip(run_ids, specs, strict=True):
                 say(f"Queued as run {run_id}: {spec}")

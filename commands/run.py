@@ -101,8 +101,8 @@ def _raise_unless_done(ending: Ending, run_id: str | None) -> None:
     if ending.error is not None:
         raise ending.error
     if ending.outcome is not Outcome.SUCCEEDED:
-        if ending.detail:
-            note(ending.detail[-4000:])
+        for line in ending.detail[-4000:].splitlines():
+            note(line)
         raise RunFailed(ending.message)
 
 

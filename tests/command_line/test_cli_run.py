@@ -69,6 +69,8 @@ def test_a_run_that_fails_says_why_in_one_line(isoquant, model, code, kind, word
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert words in last
+    assert "\\n" not in err
+    assert (model == "fault") == ("last words of the library" in err.splitlines())
     assert out == ""
     got, out, _ = isoquant("run", "--model", model, "--json")
     assert got == code
@@ -190,3 +192,4 @@ def test_tour_queues_three_models_twice(isoquant):
     ]
     with open_store() as store:
         assert len(store.jobs.list()) == 6
+        assert {job.source for job in store.jobs.list()} == {"tour"}
