@@ -1,5 +1,6 @@
 """The transformers back end: equal to plain generate, exact in its counts, stoppable at every step."""
 
+import functools
 import json
 
 import pytest
@@ -171,6 +172,42 @@ def test_no_row_is_pushed_past_the_context(backends):
     assert len(grown[0].extension.ids) == 3
     alone = backend.extend(rows[1:], quiet)[0].extension
     assert grown[1].extension == alone
+
+
+@pytest.mark.parametrize("attention", [Attention.SDPA, Attention.EAGER])
+@pytest.mark.parametrize("sampling", [None, Sampling(1.0)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_with_little_room_share_one_call_with_the_others(backends, architecture, sampling, attention, monkeypatch):
+    loaded = load(resolve(backends(architecture).loaded.name), CPU, Dtype.FP32, attention)
+    backend, context, calls, furthest = TransformersBackend(loaded), CONTEXT, [], []
+    texts = {3: "x" * (context - 3), 11: "ab " * 39, 40: "short", 1: "y" * (context - 1), 30: "What is 2 + 2?"}
+    rows = [rows_of(backend, [t], limit, sampling)[0] for limit, t in texts.items()]
+    alone = [backend.extend([row], quiet)[0].extension for row in rows]
+    generate, forward = loaded.model.generate, loaded.model.forward
+
+    @functools.wraps(forward)  # generate looks at its parameters
+    def positions(*args, **kwargs):
+        furthest.append(int(kwargs["position_ids"].max()))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(loaded.model, "generate", lambda **kwargs: calls.append(kwargs) or generate(**kwargs))
+    monkeypatch.setattr(loaded.model, "forward", positions)
+    assert [g.extension for g in backend.extend(rows, quiet)] == alone
+    assert len(calls) == 1
+    assert max(furthest) == context - 1
+    assert not loaded.model._forward_pre_hooks
+
+
+def test_a_model_that_takes_no_positions_has_its_cramped_rows_apart(backends, monkeypatch):
+    loaded, calls = backends().loaded, []
+    generate, forward = loaded.model.generate, loaded.model.forward
+    monkeypatch.setattr(loaded.model, "forward", lambda input_ids=None, **kwargs: forward(input_ids, **kwargs))
+    backend = TransformersBackend(loaded)
+    rows = [*rows_of(backend, ["x" * (CONTEXT - 3)], 3), *rows_of(backend, PROMPTS[:3], 40)]
+    monkeypatch.setattr(loaded.model, "generate", lambda **kwargs: calls.append(kwargs) or generate(**kwargs))
+    monkeypatch.setattr(loaded.model, "forward", forward)
+    assert len(backend.extend(rows, quiet)[0].extension.ids) == 3
+    assert [len(c["input_ids"]) for c in calls] == [1, 3]
 
 
 def test_kv_cache_bytes_are_those_of_the_real_cache(backends):

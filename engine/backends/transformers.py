@@ -6,7 +6,9 @@ accountings of compute agree on the prompt: ``flops_total`` equals ``flops_no_re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,11 +35,12 @@ class TransformersBackend:
         self.loaded = loaded
         self.kv_bytes_peak: int | None = None
         self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self._takes_positions = "position_ids" in inspect.signature(loaded.model.forward).parameters
 
     def extend(self, rows: Sequence[Row], on_step: OnStep) -> list[Grown]:
         """See Backend. Rows that cannot share a ``generate`` call (``_alike``) run one group after the other."""
         grown: list[Grown | None] = [None] * len(rows)
-        for indices in _alike(rows, self.loaded.context):
+        for indices in _alike(rows, None if self._takes_positions else self.loaded.context):
             group = [rows[i] for i in indices]
             try:
                 results = self._generate(group, on_step)
@@ -58,15 +61,17 @@ class TransformersBackend:
         ids, mask = pad_left([r.context for r in rows], loaded.tokenizer.pad_id, loaded.device)
         watch = Watch(rows, ids.shape[1], loaded.tokenizer, self._stops)
         watch.on_step = self._guarded(on_step, watch, rows)
-        output = loaded.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max(r.limit for r in rows),
-            do_sample=False,
-            logits_processor=self._sampler(rows, ids.shape[1]),
-            stopping_criteria=StoppingCriteriaList([watch]),
-            return_dict_in_generate=True,
-        )
+        longest = max(r.limit for r in rows)
+        with _positions_within(loaded.model, loaded.context, max(len(r.context) for r in rows) + longest):
+            output = loaded.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=longest,
+                do_sample=False,
+                logits_processor=self._sampler(rows, ids.shape[1]),
+                stopping_criteria=StoppingCriteriaList([watch]),
+                return_dict_in_generate=True,
+            )
         synchronise(str(loaded.device))
         self._note_cache(output.past_key_values)
         return [self._grown(row, i, watch, started_s) for i, row in enumerate(rows)]
@@ -129,11 +134,35 @@ def cache_bytes(cache: Any) -> int | None:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _alike(rows: Sequence[Row], context: int | None) -> list[list[int]]:
-    """Indices of rows that may run in one call: the same sampling, and none pushed past the model's context.
+@contextlib.contextmanager
+def _positions_within(model: Any, context: int | None, reach: int) -> Iterator[None]:
+    """Keep the positions that ``model`` reads inside its context, where a batch would ``reach`` beyond it.
 
-    ``generate`` goes on until its longest row ends and feeds padding to those that ended before; for a row that ends
-    because the context is full, positions beyond the context would be read.
+    ``generate`` goes on until its longest row ends and feeds padding to those that ended before. A row that ended
+    because the context was full would so be pushed to positions that the model does not have (an index error with a
+    table of positions, another scaling of all rows with some rotary ones). What such a row reads has no meaning any
+    more, so its position is held at the last valid one. A row that still grows is inside its context, and unchanged.
+    """
+    if context is None or reach <= context:
+        yield
+        return
+
+    def hold(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        positions = kwargs.get("position_ids")
+        return args, kwargs if positions is None else kwargs | {"position_ids": positions.clamp(max=context - 1)}
+
+    handle = model.register_forward_pre_hook(hold, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _alike(rows: Sequence[Row], context: int | None) -> list[list[int]]:
+    """Indices of rows that may run in one call: the same sampling, and with a ``context``, none pushed past it.
+
+    ``context`` is given for a model that takes no positions from outside (see ``_positions_within``): its cramped
+    rows run apart.
     """
     longest = max(r.limit for r in rows)
     groups: dict[tuple[object, int], list[int]] = {}
