@@ -6,10 +6,12 @@ from synthetic import result
 
 from engine.measure.hardware import fingerprint
 from spec.choices import JobState
+from spec.errors import StoreError
 from spec.results import Phase, Progress
 from spec.run_spec import RunSpec, TaskSpec
 from spec.strategy import Greedy, Majority, Weighted
 from store import open_store
+from store.jobs import Jobs
 from ui import components, form, launcher, live, offers
 from ui.command import command
 
@@ -213,6 +215,38 @@ def test_cancel_asks_the_worker():
     button(at, "Cancel").click().run()
     with open_store() as store:
         assert store.runs.poll(run_id)["state"] == "cancelling"
+
+
+def test_a_cancel_that_cannot_be_written_says_why(monkeypatch):
+    def refuse(*_):
+        raise StoreError("The disk is full: nothing more was saved.")
+
+    with open_store() as store:
+        run_id, _ = live_run(store, done=1, total=9, correct=0, checked=1, tokens=9, elapsed_s=1.0, tok_s=9.0)
+    monkeypatch.setattr(Jobs, "request_cancel", refuse)
+    at = visit("run", run=run_id)
+    button(at, "Cancel").click().run()
+    assert not at.exception
+    assert [t.value for t in at.toast] == ["The disk is full\\: nothing more was saved."]
+    assert "1 of 9" in at.get("progress")[0].proto.text
+
+
+@pytest.mark.parametrize(("page", "reads"), [("run", "of_run"), ("", "list")])
+def test_a_part_that_is_drawn_again_says_what_it_cannot_read(monkeypatch, page, reads):
+    with open_store() as store:
+        run_id, _ = live_run(store)
+    real, asked = getattr(Jobs, reads), []
+
+    def fail_later(*given, **more):
+        asked.append(given)
+        if page or len(asked) > 1:  # once the page has found that there is something to follow
+            raise StoreError("The database was in use.")
+        return real(*given, **more)
+
+    monkeypatch.setattr(Jobs, reads, fail_later)
+    at = visit(page, **({"run": run_id} if page else {}))
+    assert not at.exception
+    assert "The database was in use." in words(at)
 
 
 def test_a_finished_run_leads_to_the_frontier():

@@ -5,14 +5,17 @@ Each is one fragment that polls the database and stops when there is nothing lef
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 import streamlit as st
 
 from analysis.format import percent, si
 from spec.choices import FINAL_STATES, JobState
+from spec.errors import IsoquantError, StoreError
 from spec.statistics import wilson
 from store import NotFound, Store
 from ui import components, data
@@ -21,6 +24,7 @@ from ui.frontier import label as short_name
 POLL_S = 1.0
 STALLED_S = 20.0
 RECENT_S = 3.0
+P = ParamSpec("P")
 LIVE = tuple(s for s in JobState if s not in FINAL_STATES)
 PHASES = {
     "load": "Loading the model",
@@ -65,6 +69,19 @@ def time_left(pace: Pace, total: int) -> str:
     )
 
 
+def guarded(body: Callable[P, None]) -> Callable[P, None]:
+    """A fragment's body that says what is wrong in a sentence: drawn again by itself, it has no entry script around."""
+
+    @functools.wraps(body)
+    def drawn(*args: P.args, **more: P.kwargs) -> None:
+        try:
+            body(*args, **more)
+        except IsoquantError as error:
+            components.problem(error)
+
+    return drawn
+
+
 def panel(run_id: str) -> None:
     """One run in whatever state, kept up to date until it ends."""
     with data.store() as store:
@@ -79,6 +96,7 @@ def panel(run_id: str) -> None:
     st.fragment(_follow, run_every=POLL_S)(run_id)
 
 
+@guarded
 def _follow(run_id: str) -> None:
     with data.store() as store:
         row = store.runs.poll(run_id)
@@ -94,9 +112,17 @@ def _follow(run_id: str) -> None:
                 st.markdown(f"**{components.plain(name)}**", help=components.plain(run.spec), width="stretch")
                 stopping = state is JobState.CANCELLING
                 if st.button("Cancel", key=f"cancel_{run_id}", disabled=stopping) and job:
-                    store.jobs.request_cancel(job.job_id)
-                    st.rerun()
+                    _cancel(store, job.job_id)
             _waiting_or_working(store, row, state, job)
+
+
+def _cancel(store: Store, job_id: str) -> None:
+    try:
+        store.jobs.request_cancel(job_id)
+    except StoreError as error:  # stays longer than the panel, which is drawn anew every second
+        st.toast(components.plain(error), icon=":material/error:", duration="long")
+    else:
+        st.rerun()
 
 
 def _waiting_or_working(store: Store, row: dict[str, Any], state: JobState, job: Any) -> None:
@@ -204,6 +230,7 @@ def strip() -> None:
     st.fragment(_strip, run_every=2.0)(version)
 
 
+@guarded
 def _strip(version: int) -> None:
     with data.store() as store:
         jobs = store.jobs.list(LIVE, limit=1000)
@@ -236,6 +263,7 @@ def recent(except_for: str | None = None, limit: int = 6) -> None:
         _list(rows)
 
 
+@guarded
 def _recent(except_for: str | None, limit: int) -> None:
     rows = _newest(except_for, limit)
     _list(rows)
