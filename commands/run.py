@@ -23,7 +23,7 @@ from commands.options import Db, Json, takes_spec
 from commands.output import note, plain, print_json, say
 from commands.results import flat, print_levels, print_measures
 from jobs.attempt import Attempt, Ending, Orders, Outcome
-from jobs.pool import EnginePool
+from jobs.pool import CannotStart, EnginePool
 from spec.choices import JobState
 from spec.errors import Cancelled, IsoquantError
 from spec.results import Event, Phase, Progress
@@ -88,6 +88,9 @@ def _conduct(store: Store, lease: Lease) -> Ending:
     try:
         with Display() as display:
             return Attempt(store, lease, pool, orders=orders, on_event=display.show).conduct()
+    except CannotStart as error:
+        store.jobs.fail(lease, str(error), retry=False)
+        raise RunFailed(str(error)) from error
     finally:
         pool.close()
         for number, handler in before.items():

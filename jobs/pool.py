@@ -12,6 +12,10 @@ from jobs.host import EngineProcess, artifact
 from spec.run_spec import RunSpec
 
 
+class CannotStart(Exception):
+    """The machine has no room for another process now: too many of them, too little memory, too many open files."""
+
+
 class EnginePool:
     """At most two engine processes; ``start`` makes one."""
 
@@ -21,8 +25,19 @@ class EnginePool:
         self._spare: EngineProcess | None = None
         self._wants_spare = True
 
+    def _new(self) -> EngineProcess:
+        self._wants_spare = True
+        try:
+            return self._start()
+        except (OSError, RuntimeError) as error:  # the latter where no thread can be started
+            words = getattr(error, "strerror", None) or error
+            raise CannotStart(f"No engine process can be started ({words}).") from error
+
     def take(self, spec: RunSpec) -> EngineProcess:
-        """The process to run ``spec`` in: warm, spare or new. A spare that is not used is frozen meanwhile."""
+        """The process to run ``spec`` in: warm, spare or new. A spare that is not used is frozen meanwhile.
+
+        Raises CannotStart.
+        """
         engine, self._engine = self._engine, None
         if engine is not None and not (engine.is_alive and engine.artifact == artifact(spec)):
             engine.kill()
@@ -35,7 +50,7 @@ class EnginePool:
                 engine = None
         elif self._spare is not None:
             self._spare.pause()
-        self._engine = engine or self._start()
+        self._engine = engine or self._new()
         self._wants_spare = True
         return self._engine
 
@@ -49,6 +64,7 @@ class EnginePool:
         """To be called while nothing is measured: see to it that a spare is there, or on its way.
 
         One that died while idle is replaced only after the next run: what killed it may kill its successor too.
+        Raises CannotStart.
         """
         if self._spare is not None and not self._spare.is_alive:
             self._spare.kill()
@@ -56,7 +72,7 @@ class EnginePool:
         if self._spare is not None:
             self._spare.resume()
         elif self._wants_spare:
-            self._spare = self._start()
+            self._spare = self._new()
 
     def close(self) -> None:
         """End all processes."""

@@ -24,13 +24,14 @@ from engine.measure.hardware import gpus
 from jobs.attempt import STALL_S, Attempt, Ending, Orders, Outcome
 from jobs.host import CHILD, EngineProcess
 from jobs.lock import SlotLock
-from jobs.pool import EnginePool
+from jobs.pool import CannotStart, EnginePool
 from spec.errors import StoreError, unknown
 from store import Lease, Store, open_store
 
 POLL_S = 0.4
 SPARE_AFTER_S = 1.0
 PRESENCE_S = 5.0
+START_AGAIN_S = 5.0
 MIN_FREE_BYTES = 256 * 2**20
 DEVICES = ("auto", "cpu")
 log = logging.getLogger("isoquant.worker")
@@ -66,6 +67,7 @@ class Worker:
         self.pool = EnginePool(lambda: EngineProcess(command, env=env, keep_fds=(self.lock.fd,)))
         self.presence = Presence(self.path, self.name, device)
         self._idle_since: float | None = None
+        self._start_again: float | None = None  # when to try once more to start an engine, after that has failed
 
     def work(self, *, until_idle: bool = False) -> None:
         """Serve the queue until told to stop, or with ``until_idle`` until nothing is left to do.
@@ -74,7 +76,7 @@ class Worker:
         """
         self.lock.acquire()
         try:
-            self.pool.warm_up()
+            self._warm_up()
             with open_store(self.path) as store, self.presence:
                 log.info("Worker %s waits for runs in %s.", self.name, self.path)
                 while not self.orders.release:
@@ -105,6 +107,11 @@ class Worker:
         begin = time.monotonic()
         try:
             ending = Attempt(store, lease, self.pool, orders=self.orders, stall_s=self.stall_s).conduct()
+        except CannotStart as error:
+            self._wait_for_room(error)
+            with contextlib.suppress(StoreError):  # the lease then runs out by itself
+                store.jobs.release(lease, str(error))
+            return True
         except StoreError as error:
             log.error("Run %s could not be saved: %s It goes on later where it stopped.", lease.run_id, error)
             return True
@@ -114,23 +121,41 @@ class Worker:
         return True
 
     def _claim(self, store: Store) -> Lease | None:
-        """The next run, or None: nothing is queued, or there is no room to save what it would measure."""
+        """The next run, or None: nothing is queued, or there is no room to measure it or to save what it gives."""
+        if self._start_again is not None and not self._warm_up():
+            return None
         free = shutil.disk_usage(Path(self.path).parent).free
         if free < MIN_FREE_BYTES:
-            self._say_full(f"Only {free // 2**20} MB are free on the disk of {self.path}; free some space.")
+            self._hold_up(f"Only {free // 2**20} MB are free on the disk of {self.path}; free some space.")
             return None
         try:
             store.jobs.reap()
             lease = store.jobs.claim(self.name, self.devices)
         except StoreError as error:
-            self._say_full(str(error))
+            self._hold_up(str(error))
             return None
         if self.presence.reason is not None:
-            log.info("The database can be written again; going on.")
+            log.info("The cause is gone; going on.")
             self.presence.reason = None
         return lease
 
-    def _say_full(self, reason: str) -> None:
+    def _warm_up(self) -> bool:
+        """See to a spare engine; False, after saying why, while no process can be started."""
+        if self._start_again is not None and time.monotonic() < self._start_again:
+            return False
+        try:
+            self.pool.warm_up()
+        except CannotStart as error:
+            self._wait_for_room(error)
+            return False
+        self._start_again = None
+        return True
+
+    def _wait_for_room(self, error: CannotStart) -> None:
+        self._hold_up(str(error))
+        self._start_again = time.monotonic() + START_AGAIN_S
+
+    def _hold_up(self, reason: str) -> None:
         words = f"{reason} No run is started until that changes."
         if self.presence.reason is None:
             log.error("%s", words)
@@ -141,7 +166,7 @@ class Worker:
         now = time.monotonic()
         self._idle_since = self._idle_since or now
         if now - self._idle_since > SPARE_AFTER_S:
-            self.pool.warm_up()
+            self._warm_up()
         time.sleep(POLL_S * random.uniform(0.5, 1.0))
 
 

@@ -1,5 +1,6 @@
-"""A full disk: no answer is lost, no engine is blamed, and the user is told."""
+"""A full disk, a full machine: no answer is lost, no engine is blamed, and the user is told."""
 
+import errno
 import logging
 
 import psutil
@@ -109,3 +110,29 @@ def test_a_disk_with_no_room_starts_no_run_and_says_so_once(store, monkeypatch, 
     assert store.jobs.get(job.job_id).state is JobState.SUCCEEDED
     assert sum("No run is started" in r.message for r in caplog.records) == 1
     assert any("going on" in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize("missing", [{1, 2, 3}, {2, 3}], ids=["from the beginning", "for the second run"])
+def test_a_machine_with_no_room_for_an_engine_is_waited_for(store, monkeypatch, caplog, missing):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("jobs.worker.POLL_S", 0.01)
+    monkeypatch.setattr("jobs.worker.START_AGAIN_S", 0.05)
+    jobs = [store.jobs.enqueue(spec()), store.jobs.enqueue(spec("slow", 2))]
+    worker, starts, said = Worker(store.path, command=FAKE), [], []
+    start = worker.pool._start
+
+    def refused():
+        starts.append(len(starts) + 1)
+        said.append(worker.presence.reason)
+        if starts[-1] in missing:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start()
+
+    worker.pool._start = refused
+    worker.work(until_idle=True)
+    ended = [store.jobs.get(job.job_id) for job in jobs]
+    assert [(job.state, job.crashes) for job in ended] == [(JobState.SUCCEEDED, 0)] * 2
+    words = "No engine process can be started (Resource temporarily unavailable). No run is started until that changes."
+    assert words in said
+    assert worker.presence.reason is None
+    assert sum("No engine process" in r.message for r in caplog.records) == 1

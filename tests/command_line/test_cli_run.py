@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.pool import EnginePool
 from spec.choices import JobState
 from spec.measures import MEASURES
 from spec.run_spec import RunSpec, TaskSpec
@@ -107,6 +108,17 @@ def test_partial_accuracy_is_shown_while_it_runs(isoquant, monkeypatch):
     monkeypatch.setattr("commands.run.LINE_EVERY_S", 0.0)
     _, _, err = isoquant("run", "--model", "slow", "--limit", 4)
     assert "4 of 4  accuracy 50 % (15–85)  300 tokens/s" in err
+
+
+def test_a_run_for_which_no_process_can_be_started_has_failed(isoquant, monkeypatch):
+    def refused():
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("commands.run.EnginePool", lambda: EnginePool(refused))
+    code, _, err = isoquant("run", "--model", "ok")
+    assert (code, err.strip()) == (1, "error: No engine process can be started (Cannot allocate memory).")
+    with open_store() as store:
+        assert {row["state"] for row in store.runs.table()} == {JobState.FAILED}
 
 
 def test_submit_queues_and_says_how_to_follow(isoquant):
