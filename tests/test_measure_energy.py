@@ -9,6 +9,7 @@ from engine.measure.energy import EnergyMeter, EnergyReason, NoSource, PowerSour
 from engine.measure.nvml import GpuSource
 from engine.measure.poller import Poller
 from engine.measure.rapl import RaplSource, zones
+from engine.measure.time import paused
 from spec.choices import EnergyMethod
 
 
@@ -108,6 +109,36 @@ def test_without_a_counter_power_is_integrated():
     assert reading.energy_j == pytest.approx(50 * 0.7, rel=0.3)
     assert reading.idle_w == pytest.approx(50)
     assert 0 < reading.max_gap_s < 0.5
+
+
+def test_what_is_drawn_while_the_clock_is_paused_is_counted_whatever_the_source():
+    """An energy counter cannot be stopped, so sampled power is not stopped either."""
+
+    def check():
+        with paused():
+            time.sleep(0.6)
+
+    sampled = measure(PowerSource(lambda: 100.0, EnergyMethod.NVML_POWER, 0.01), seconds=0.2, during=check)
+    counted = measure(GpuSource(FakeGpu()), seconds=0.2, during=check)
+    assert sampled.energy_j > 70
+    assert counted.energy_j > 70
+
+
+def test_a_gap_inside_a_pause_is_a_gap():
+    def slow_in_pause():
+        time.sleep(0.7 if pausing else 0)
+        return 100.0
+
+    pausing = []
+
+    def check():
+        with paused():
+            pausing.append(True)
+            time.sleep(0.8)
+            pausing.clear()
+
+    reading = measure(PowerSource(slow_in_pause, EnergyMethod.NVML_POWER, 0.01), seconds=0.4, during=check)
+    assert (reading.valid, reading.reason) == (False, EnergyReason.POWER_GAPS)
 
 
 def test_few_power_samples_are_too_short():

@@ -37,3 +37,10 @@ def test_resident_set_sees_what_is_gone_at_the_end():
         time.sleep(0.3)  # sampling sees what lasts longer than its pace
         del block
     assert busy.peak > calm.peak + 100_000_000
+
+
+def test_the_meter_holds_one_sample_however_long_it_runs():
+    with RssMeter(interval_s=0.001) as meter:
+        time.sleep(0.2)
+    assert len(meter._poller.samples) == 1
+    assert meter.peak > 10_000_000

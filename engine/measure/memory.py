@@ -59,13 +59,16 @@ def peak_bytes(device: str) -> int | None:
 
 
 class RssMeter:
-    """Largest resident set of this process during its ``with`` block, sampled every 50 ms."""
+    """Largest resident set of this process during its ``with`` block, sampled every 50 ms.
+
+    Only the largest is kept, for what the meter holds is part of what it measures.
+    """
 
     def __init__(self, interval_s: float = SAMPLE_INTERVAL_S) -> None:
         import psutil
 
         process = psutil.Process()
-        self._poller = Poller(lambda: int(process.memory_info().rss), interval_s)
+        self._poller = Poller(lambda: int(process.memory_info().rss), interval_s, merge=max)
 
     def __enter__(self) -> RssMeter:
         self._poller.start()
@@ -77,4 +80,4 @@ class RssMeter:
     @property
     def peak(self) -> int:
         """Bytes; readable once the block has begun."""
-        return max(value for _, value in self._poller.samples)
+        return self._poller.samples[0][1]

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from engine.measure.energy import MIN_UPDATES, EnergyReading, EnergyReason, PowerSource, SensorError
 from engine.measure.poller import Poller
-from engine.measure.time import now
 from spec.choices import EnergyMethod
 
 WATCH_INTERVAL_S = 1.0
@@ -99,7 +98,7 @@ class GpuSource:
         self._gpu = gpu
         self.method = EnergyMethod.NVML_POWER if gpu.energy_mj() is None else EnergyMethod.NVML_COUNTER
         self._power = PowerSource(self._watts, EnergyMethod.NVML_POWER)
-        self._watch = Poller(gpu.processes, watch_interval_s)
+        self._watch = Poller(gpu.processes, watch_interval_s, merge=max)
         self._watch_interval_s = watch_interval_s
         self._update_s = ASSUMED_UPDATE_S
         self._start_mj = 0
@@ -125,14 +124,14 @@ class GpuSource:
         """Idle power; with a counter also how often it is updated."""
         if not self._counts:
             return self._power.idle(seconds)
-        end = now() + seconds
+        end = time.perf_counter() + seconds
         updates: list[tuple[float, int]] = []
         last = self._millijoules()
-        while now() < end:
+        while time.perf_counter() < end:
             time.sleep(COUNTER_POLL_S)
             value = self._millijoules()
             if value != last:
-                updates.append((now(), value))
+                updates.append((time.perf_counter(), value))
                 last = value
         if len(updates) < 2:
             return None
@@ -143,13 +142,13 @@ class GpuSource:
 
     def open(self) -> None:
         """Start watching for other processes, then the counter or the power samples."""
-        self._watch = Poller(self._gpu.processes, self._watch_interval_s)
+        self._watch = Poller(self._gpu.processes, self._watch_interval_s, merge=max)
         self._watch.start()
         if self._counts:
             self._start_mj = self._millijoules()
         else:
             self._power.open()
-        self._opened_s = now()
+        self._opened_s = time.perf_counter()
 
     def close(self) -> EnergyReading:
         """The joules of the window, and what speaks against them."""
@@ -168,6 +167,6 @@ class GpuSource:
         used_mj = self._millijoules() - self._start_mj
         if used_mj < 0:
             return EnergyReading(self.method, None, False, EnergyReason.COUNTER_RESET)
-        short = now() - self._opened_s < MIN_UPDATES * self._update_s
+        short = time.perf_counter() - self._opened_s < MIN_UPDATES * self._update_s
         reason = EnergyReason.SHORT_WINDOW if short else None
         return EnergyReading(self.method, used_mj / 1000, not short, reason)

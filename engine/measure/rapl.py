@@ -14,7 +14,6 @@ from pathlib import Path
 
 from engine.measure.energy import MIN_UPDATES, EnergyReading, EnergyReason, SensorError
 from engine.measure.poller import Poller
-from engine.measure.time import now
 from spec.choices import EnergyMethod
 
 POWERCAP = Path("/sys/class/powercap")
@@ -104,7 +103,7 @@ class RaplSource:
         """Start reading the counters."""
         self._poller = Poller(self._read, self._poll_interval_s)
         self._poller.start()
-        self._opened_s = now()
+        self._opened_s = time.perf_counter()
 
     def close(self) -> EnergyReading:
         """The joules between the first and the last reading."""
@@ -112,6 +111,6 @@ class RaplSource:
         used = self._used_j(self._poller.samples)
         if used is None:
             return EnergyReading(self.method, None, False, EnergyReason.COUNTER_RESET)
-        short = now() - self._opened_s < MIN_UPDATES * UPDATE_S
+        short = time.perf_counter() - self._opened_s < MIN_UPDATES * UPDATE_S
         reason = EnergyReason.SHORT_WINDOW if short else None
         return EnergyReading(self.method, used, not short, reason, max_gap_s=self._poller.max_gap_s)
