@@ -13,6 +13,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, TypeVar
 
+import psutil
+
 from jobs.host import EngineDied
 from jobs.pool import EnginePool
 from jobs.protocol import LAST_WORDS, ProtocolError, as_error, as_event, as_result
@@ -25,6 +27,9 @@ BATCH = 50
 BATCH_S = 0.25
 TICK_S = 0.1
 STALL_S = 600.0
+BUSY_STALL_S = 3600.0  # of one that computes: reading long prompts with a large model takes many minutes between steps
+BUSY_SHARE = 0.05  # of a core; what the threads that sample memory and power use stays below
+LOOK_S = 10.0
 SHOWN_BESIDE = 3
 RETRY_WRITE_S = 1.0
 PASSING = frozenset({5, 6, 10, 13})  # SQLITE_BUSY, _LOCKED, _IOERR, _FULL
@@ -75,13 +80,16 @@ class Attempt:
         orders: Orders | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
         stall_s: float = STALL_S,
+        busy_stall_s: float = BUSY_STALL_S,
     ) -> None:
         self.store, self.lease, self.pool = store, lease, pool
         self.orders = orders or Orders()
-        self.on_event, self.stall_s = on_event, stall_s
+        self.on_event, self.stall_s, self.busy_stall_s = on_event, stall_s, busy_stall_s
         self._unsaved: list[Answer] = []
         self._unsaved_since = 0.0
         self._silent_s = 0.0  # listened to in vain; what we spend waiting for the disk or frozen is not the engine's
+        self._idle_s = 0.0  # the part of that since the engine was last seen computing
+        self._looked: tuple[float, float | None] = (0.0, None)  # how long it had been silent then, its processor time
 
     def conduct(self) -> Ending:
         """Run, save, record. Raises StoreError when the end could not be recorded; a lost lease is an ending."""
@@ -122,7 +130,7 @@ class Attempt:
             while (ending := self._stopped()) is None:
                 message = self.engine.receive(TICK_S)
                 if message is None:
-                    self._silent_s += TICK_S
+                    self._wait_in_vain()
                 elif (ending := self._hear(message)) is not None:
                     break
                 self._save()
@@ -139,34 +147,69 @@ class Attempt:
             ending = Ending(Outcome.CANCELLED, CANCELLED, ending.detail)
         return ending
 
+    def _wait_in_vain(self) -> None:
+        """Count the silence, and look now and then whether the engine computes meanwhile.
+
+        Between two decoding steps it says nothing, and on a slow machine the first step may take longer than any
+        silence of a healthy idle process. One that waits for a GPU is seen computing too: it spins.
+        """
+        self._silent_s += TICK_S
+        self._idle_s += TICK_S
+        looked_s, before = self._looked
+        passed = self._silent_s - looked_s
+        if before is not None and passed < min(LOOK_S, self.stall_s / 5):
+            return
+        used = cpu_s(self.engine.pid)
+        if used is not None and before is not None and used - before > BUSY_SHARE * passed:
+            self._idle_s = 0.0
+        self._looked = (self._silent_s, used)
+
+    def _stalled(self) -> str | None:
+        """What is wrong with an engine that has been silent for too long; None for one that may go on."""
+        if self._idle_s > self.stall_s:
+            return f"The engine process gave no sign of life for {self._idle_s:.0f} s and was ended."
+        if self._silent_s > self.busy_stall_s:
+            return f"The engine process computed for {self._silent_s:.0f} s without a word and was ended."
+        return None
+
     @property
     def _cancel_wanted(self) -> bool:
         return self.orders.cancel or self.pulse.cancel_requested.is_set()
 
     def _stopped(self) -> Ending | None:
-        """The ending that somebody else wants, if anybody does; the engine has obeyed it or is dead by then."""
+        """The ending that somebody else wants, if anybody does; the engine has obeyed it or is dead by then.
+
+        A result that was on its way meanwhile ends the run after all: everything is measured.
+        """
         if self.pulse.lost.is_set():
             raise LeaseLost
         if self.orders.release:
             wanted = Ending(Outcome.RELEASED, "The worker was stopped; the run goes on when a worker is there again.")
         elif self._cancel_wanted:
             wanted = Ending(Outcome.CANCELLED, CANCELLED)
-        elif self._silent_s > self.stall_s:
-            words = f"The engine process gave no sign of life for {self.stall_s:.0f} s and was ended."
+        elif (words := self._stalled()) is not None:
             return Ending(Outcome.CRASHED, words, self.engine.stderr_tail())
         else:
             return None
+        results: list[RunResult] = []
+
+        def take(message: dict[str, Any]) -> None:
+            if message["event"] == "result":
+                results.append(as_result(message))
+            self._keep(message)
+
         try:
-            obeyed = self.engine.cancel(self._keep)
+            obeyed = self.engine.cancel(take)
         except ProtocolError:
             obeyed = False
         if not obeyed:
             self.pool.discard()
-        return wanted
+        return Ending(Outcome.SUCCEEDED, result=results[0]) if results else wanted
 
     def _hear(self, message: dict[str, Any]) -> Ending | None:
         """Take in one message; the ending, when it is a last word."""
-        self._silent_s = 0.0
+        self._silent_s = self._idle_s = 0.0
+        self._looked = (0.0, None)
         if message["event"] == "result":
             return Ending(Outcome.SUCCEEDED, result=as_result(message))
         if message["event"] == "cancelled":
@@ -254,6 +297,15 @@ def beside(others: Sequence[str]) -> str:
     more = f" and {len(others) - SHOWN_BESIDE} more" if len(others) > SHOWN_BESIDE else ""
     runs = f"Run {others[0]} was" if len(others) == 1 else f"Runs {', '.join(others[:SHOWN_BESIDE])}{more} were"
     return f"{runs} measured at the same time, so times and energy may be higher than this run alone would have."
+
+
+def cpu_s(pid: int) -> float | None:
+    """Processor seconds that a process has used, all its threads together; None where it is gone or not ours to see."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return None
+    return float(times.user + times.system)
 
 
 def may_pass(error: StoreError) -> bool:

@@ -27,6 +27,26 @@ def hang(**_):
         time.sleep(60)
 
 
+def spin(**_):
+    """Computes and says nothing."""
+    while True:
+        pass
+
+
+def long_step(**_):
+    """Computes for three seconds, then goes on: one long step on a slow machine."""
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        pass
+
+
+def deaf(outbox, number, **_):
+    """Takes no notice of a cancel for half a second, and is done then."""
+    time.sleep(0.5)
+    outbox.send({"event": "result", "number": number, "result": result([answer(i) for i in range(10)]).to_dict()})
+    hang()
+
+
 def ignore_sigterm(outbox, **_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     hang()
@@ -123,6 +143,9 @@ MISBEHAVIOUR = {
     f.__name__.replace("_", "-"): f
     for f in (
         hang,
+        spin,
+        long_step,
+        deaf,
         ignore_sigterm,
         segfault,
         killed,

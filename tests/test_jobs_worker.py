@@ -156,6 +156,41 @@ def test_an_engine_without_a_sign_of_life_is_ended(store, work):
     assert "no sign of life" in ended.reason
 
 
+def conduct(store, model, **options):
+    """One attempt at a run of that model; the ending and the queue's word on it."""
+    lease = store.jobs.start(spec(model), "me")
+    pool = EnginePool(lambda: EngineProcess(FAKE))
+    ending = Attempt(store, lease, pool, **options).conduct()
+    pool.close()
+    return ending, store.runs.get(lease.run_id)
+
+
+def test_an_engine_that_computes_may_be_silent_for_longer(store):
+    ending, run = conduct(store, "long-step", stall_s=1.0, busy_stall_s=60.0 * slack())
+    assert ending.outcome is Outcome.SUCCEEDED
+    assert run.state is JobState.SUCCEEDED
+
+
+def test_an_engine_that_computes_for_ever_is_ended_too(store):
+    ending, _ = conduct(store, "spin", stall_s=1.0, busy_stall_s=2.5)
+    assert ending.outcome is Outcome.CRASHED
+    assert "computed for" in ending.message
+
+
+@pytest.mark.parametrize("order", ["cancel", "release"])
+def test_a_result_that_arrives_while_the_run_is_being_stopped_is_kept(store, order):
+    orders = Orders()
+
+    def stop(event):
+        if isinstance(event, Answered) and event.answer.problem_id == "p1":
+            setattr(orders, order, True)
+
+    ending, run = conduct(store, "deaf", orders=orders, on_event=stop)
+    assert ending.outcome is Outcome.SUCCEEDED
+    assert run.state is JobState.SUCCEEDED
+    assert run.result.measures["n_problems"] == 10
+
+
 def test_loading_may_take_longer_than_any_silence(store, work):
     job = store.jobs.enqueue(spec("slow-load"))
     work(stall_s=1.2)
