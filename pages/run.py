@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from ui import data, form, launcher, live
+from ui import data, form, launcher, link, live
 
 st.title("Run")
 left, right = st.container(key="page_columns").columns([3, 2], gap="large")
 with left:
+    link.read()
     spec = form.show()
+    link.write(spec)
 with right:
     with data.store() as store:
         launcher.show(store, spec)

@@ -9,10 +9,11 @@ from streamlit.elements.lib import policies
 from synthetic import result
 
 from spec.choices import PromptStyle
+from spec.errors import SpecError
 from spec.run_spec import RunSpec, Runtime, TaskSpec
 from spec.strategy import Greedy, Majority
 from store import open_store
-from ui import offers
+from ui import link, offers
 from ui.command import command
 
 SPEC = RunSpec("shape:pythia-410m", strategy=Majority(n=4), task=TaskSpec(limit=7))
@@ -97,6 +98,70 @@ def test_a_filled_form_leaves_no_complaint_in_the_log(monkeypatch):
     monkeypatch.setattr(policies._LOGGER, "warning", lambda *words, **_: heard.append(words))
     again(replace(SPEC, task=FEW_SHOT, seed=3))
     assert heard == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        replace(SPEC, strategy=Greedy(), task=TaskSpec()),
+        replace(SPEC, task=replace(FEW_SHOT, checker="number", prompt_template="Ünd | {question}?\n&=#%")),
+        replace(SPEC, strategy=Majority(n=3, temperature=1.5), runtime=Runtime(batch_size=3), seed=2**53 - 1),
+    ],
+)
+def test_a_link_is_a_configuration(spec):
+    text = link.to_text(spec)
+    assert link.from_text(text) == spec
+    at = visit("run", spec=text)
+    assert not at.error
+    assert command(spec) in [c.value for c in at.code]
+    assert at.query_params["spec"] == text
+
+
+def test_the_address_follows_the_form_and_the_form_the_address():
+    at = visit("run", spec=link.to_text(SPEC), run="ffffffffffff")
+    at.number_input(key="run_limit").set_value(9)
+    at.switch_page(FORM).run()
+    changed = link.to_text(replace(SPEC, task=TaskSpec(limit=9)))
+    assert at.query_params == {"spec": changed, "run": "ffffffffffff"}
+    at.query_params["spec"] = link.to_text(SPEC)  # the way back
+    assert at.run().number_input(key="run_limit").value == 7
+    at.selectbox(key="run_task").set_value("jsonl")
+    at.switch_page(FORM).run()
+    assert at.query_params == {"run": "ffffffffffff"}, "a form without a file is no configuration"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        "null",
+        '{"model":"m","task":{"name":"none"}}',
+        '{"model":"lab-s","colour":1}',
+        '{"model":"\\ud800"}',
+        "[" * 100_000,
+        '{"model":1}',
+    ]
+    + [
+        f'{{"model":"m","{part}":{bad}}}'
+        for part in ("strategy", "task", "seed")
+        for bad in ("[]", '{"name":[]}', "1e99")
+    ],
+)
+def test_a_link_that_cannot_be_read_is_one_sentence(text):
+    with pytest.raises(SpecError, match="in the link cannot be") as raised:
+        link.from_text(text)
+    assert len(str(raised.value)) < 400
+
+
+def test_a_bad_link_leaves_the_form_as_it_was():
+    at = visit("run", session={"run_model": SPEC.model}, spec="{nonsense")
+    assert [e.value for e in at.error] == ["The configuration in the link cannot be read; the form is as it was."]
+    assert not button(at, "Run").disabled
+    assert link.from_text(at.query_params["spec"]).model == SPEC.model
+    assert not at.run().error
 
 
 def test_names_in_a_message_of_the_form_are_not_markdown():
