@@ -105,7 +105,8 @@ def predict(
     dtype = str(ref.dtype or Dtype.FP32) if spec.precision.weights is Dtype.AUTO else str(spec.precision.weights)
     weights = ref.sizes.weights_bytes(dtype)
     if reward and reward.sizes:
-        weights += reward.sizes.weights_bytes(reward.dtype or "fp32")
+        as_saved = spec.precision.weights is Dtype.AUTO
+        weights += reward.sizes.weights_bytes(str(reward.dtype or Dtype.FP32) if as_saved else dtype)
     rows = min(spec.runtime.batch_size, max(1, (asked or spec.runtime.batch_size) * spec.strategy.samples))
     per_token = ref.sizes.kv_bytes_per_token(dtype)
     prompt = _prompt_tokens(spec)

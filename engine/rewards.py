@@ -123,10 +123,14 @@ class RewardModel:
         return [tuple(row[at] for at in positions) for row, (_, positions) in zip(scores, batch, strict=True)]
 
 
-def get_reward(host: ModelHost, name: str, device: torch.device) -> RewardModel:
-    """The reward model of that name from the host, loaded in the number format it was saved in."""
+def get_reward(host: ModelHost, name: str, device: torch.device, weights: Dtype = Dtype.AUTO) -> RewardModel:
+    """The reward model of that name from the host, in the number format that the run asks of its weights.
+
+    ``auto`` is the format it was saved in. Whoever asks for fp32 on a processor that emulates bf16 means the scoring
+    too: in bf16 it took most of the time of a weighted vote there.
+    """
     ref = resolve_reward(name)
-    dtype = pick_dtype(Dtype.AUTO, ref.dtype, device)
+    dtype = pick_dtype(weights, ref.dtype, device)
     key = ("reward", name, str(ref.path), str(device), dtype, files_state(ref))
     model: RewardModel = host.keep_or_load(key, lambda: load_reward(ref, device, dtype))
     return model

@@ -74,7 +74,7 @@ def set_up(
     name = getattr(spec.strategy, "reward", None)
     if name is not None:
         on_event(Phase("load", f"Loading {name}"))
-    reward = get_reward(host, name, loaded.device) if name is not None else None
+    reward = None if name is None else get_reward(host, name, loaded.device, spec.precision.weights)
     host.keep_only(loaded, reward)
     setup = Setup(spec, task, loaded, reward, on_event, cancelled)
     if loaded.warm or (reward and reward.warm):

@@ -98,6 +98,13 @@ def test_the_host_keeps_reward_models_too(folder):
     assert get_reward(host, str(folder), CPU).warm
 
 
+@pytest.mark.parametrize("wanted", [Dtype.BF16, Dtype.FP32])
+def test_the_reward_model_runs_in_the_number_format_of_the_run(folder, wanted):
+    loaded = get_reward(ModelHost(), str(folder), CPU, wanted)
+    assert loaded.dtype is wanted
+    assert loaded.model.dtype is {Dtype.BF16: torch.bfloat16, Dtype.FP32: torch.float32}[wanted]
+
+
 @pytest.mark.parametrize("damage", ["missing", "pickle", "shape", "names"])
 def test_a_bad_head_is_one_sentence(tmp_path, damage):
     folder = make_prm(tmp_path / "prm")
