@@ -34,7 +34,7 @@ def print_measures(result: RunResult) -> None:
             rows.append((measure.label, text))
         print_table((group.value, ""), rows, right=("",))
         say("")
-    if result.measures.get("energy_j") is not None:
+    if any(result.measures.get(m.name) is not None for m in MEASURES.values() if m.rests_on_energy):
         trust = f"; not valid: {result.energy_reason or 'no reason given'}" if result.energy_valid is False else ""
         say(f"energy: {EnergyMethod(result.energy_method).words}{trust}")
     for reason, labels in missing.items():

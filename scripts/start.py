@@ -36,7 +36,10 @@ def is_free(port: int) -> bool:
 
 def home_from_environment() -> Path:
     """The folder of ISOQUANT_HOME (default ./data), created; exits with a sentence where that cannot be."""
-    home = Path(os.environ.get("ISOQUANT_HOME") or ROOT / "data").expanduser().resolve()
+    try:
+        home = Path(os.environ.get("ISOQUANT_HOME") or ROOT / "data").expanduser().resolve()
+    except (RuntimeError, ValueError):
+        sys.exit("The home folder in ISOQUANT_HOME is not known; write the path out in full.")
     try:
         home.mkdir(parents=True, exist_ok=True)
         probe = home / ".writable"

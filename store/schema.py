@@ -57,7 +57,7 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "model_fingerprint": "Which weights these were; known from the first answers on.",
             "reward_fingerprint": "Which weights the reward model had; none without one.",
             "commit_id": "Git commit of the program that measured it, `+` where files differed.",
-            "task_hash": "Hash of everything that was asked; known from the first answers on.",
+            "task_hash": "Hash of the whole data set, whatever the limit; known from the first answers on.",
             "ran_device": "Device that it ran on.",
             "ran_dtype": "Number format that it ran in.",
             "ran_attention": "Attention implementation that ran.",

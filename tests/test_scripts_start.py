@@ -47,6 +47,13 @@ def test_a_home_that_is_a_file_is_a_clear_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_home_in_the_folder_of_nobody_is_a_clear_message(tmp_path):
+    done = start(tmp_path, PORT="65000", ISOQUANT_HOME="~nobody-of-this-name/x")
+    assert done.returncode == 1
+    assert "ISOQUANT_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def keeper(code, **popen):
     return subprocess.Popen(
         [sys.executable, "scripts/keep.py", sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, **popen

@@ -56,6 +56,11 @@ def test_energy_that_is_not_valid_is_marked_wherever_it_is_shown(isoquant):
     assert "3.00 W (not valid)" not in shown
     assert "energy counters of the processor (RAPL); not valid: The run was too short." in shown
     assert "not valid" not in isoquant("runs", "show", good)[1]
+    resumed = dataclasses.replace(measured, measures=measured.measures | {"energy_j": None})
+    with open_store() as store:
+        ratios_only = store.runs.save(RunSpec("lab-s", seed=1), resumed)
+    assert "energy counters of the processor (RAPL); not valid" in isoquant("runs", "show", ratios_only)[1]
+    isoquant("runs", "delete", ratios_only)
     listed = {row["run_id"]: row["energy_valid"] for row in json.loads(isoquant("runs", "list", "--json")[1])}
     assert listed == {run_id: 0, good: 1}
 
