@@ -7,8 +7,8 @@ from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import Greedy, Majority
 
 TOUR_MODELS = ("lab-xs", "lab-s", "lab-m")
-TOUR_LIMIT = 100
-TOUR_BATCH = 64
+TOUR_LIMIT = 64
+TOUR_BATCH = 128
 # The models are saved in bf16, which CPUs without bf16 units only emulate, several times slower.
 TOUR_PRECISION = Precision(Dtype.FP32)
 
