@@ -77,8 +77,13 @@ def percent(share: float | None, low: float | None = None, high: float | None = 
     """
     if share is None or not math.isfinite(share):
         return MISSING
-    text = f"{100 * share:.1f} %"
-    return text if low is None or high is None else f"{text} ({100 * low:.1f}-{100 * high:.1f})"
+    text = f"{_tenth(share)} %"
+    return text if low is None or high is None else f"{text} ({_tenth(low)}-{_tenth(high)})"
+
+
+def _tenth(share: float) -> str:
+    """Percent with one decimal, halves up as tables in the browser round them: 20 of 64 is 31.3, not 31.2."""
+    return f"{math.floor(1000 * share + 0.5) / 10:.1f}"
 
 
 def count(value: float | None) -> str:

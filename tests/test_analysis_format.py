@@ -65,6 +65,7 @@ def test_durations(seconds, text):
 def test_percent_and_count():
     assert percent(0.712, 0.683, 0.74) == "71.2 % (68.3-74.0)"
     assert percent(0.0) == "0.0 %"
+    assert percent(20 / 64) == "31.3 %"
     assert percent(None, 0.1, 0.2) == "n/a"
     assert count(1234567) == "1,234,567"
     assert count(None) == "n/a"
