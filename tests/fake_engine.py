@@ -17,9 +17,15 @@ from jobs.child import Inbox, Outbox, die_with, private_stdin, serve
 from spec.errors import Cancelled, DoesNotFitError, ModelError, SpecError
 from spec.measures import MEASURES
 from spec.results import Answer, Answered, Candidate, Origin, Phase, Progress, RunResult, event_to_dict
+from spec.run_spec import RunSpec, TaskSpec
 
 # The command that starts it, for EngineProcess and Worker.
 FAKE = (sys.executable, "-P", "-m", "tests.fake_engine")
+
+
+def spec(model="ok", limit=10):
+    """A run of so many problems by an engine of that behaviour."""
+    return RunSpec(model, task=TaskSpec(limit=limit))
 
 
 def hang(**_):

@@ -12,14 +12,9 @@ from jobs.pool import EnginePool
 from jobs.worker import Worker
 from spec.choices import JobState
 from spec.errors import StoreError
-from spec.run_spec import RunSpec, TaskSpec
 from store import open_store
-from tests.fake_engine import FAKE
+from tests.fake_engine import FAKE, spec
 from tests.patience import until
-
-
-def spec(model="ok", limit=10):
-    return RunSpec(model, task=TaskSpec(limit=limit))
 
 
 @pytest.fixture

@@ -17,14 +17,10 @@ from spec import errors
 from spec.results import Answered, Progress
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
-from tests.fake_engine import FAKE, answer
+from tests.fake_engine import FAKE, answer, spec
 from tests.patience import slack, until
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def spec(model="ok", limit=10):
-    return RunSpec(model, task=TaskSpec(limit=limit))
 
 
 @pytest.fixture

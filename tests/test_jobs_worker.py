@@ -21,7 +21,7 @@ from spec.errors import SpecError, StoreError
 from spec.results import Answered, Phase
 from spec.run_spec import RunSpec, Runtime, TaskSpec
 from store import open_store
-from tests.fake_engine import FAKE, answer
+from tests.fake_engine import FAKE, answer, spec
 from tests.patience import slack, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +30,6 @@ WORKER = (
     "logging.basicConfig(level=logging.INFO)\n"
     "w = Worker(sys.argv[1], command=FAKE); w.install_signals(); w.work()"
 )
-
-
-def spec(model="ok", limit=10):
-    return RunSpec(model, task=TaskSpec(limit=limit))
 
 
 @pytest.fixture
