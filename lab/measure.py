@@ -66,7 +66,8 @@ def measure(model: str, strategy: Strategy, limit: int | None) -> tuple[RunResul
         strategy=strategy,
         task=TaskSpec(limit=limit),
     )
-    weights = "-".join(map(weights_key, (model, prm.NAME)))
+    used = [model, prm.NAME] if isinstance(strategy, Weighted) else [model]
+    weights = "-".join(map(weights_key, used))
     path = KEPT / f"{model}-{strategy.name}-{spec.key()}-{weights}-v{lab_words.VERSION}.json"
     if path.exists():
         kept = json.loads(path.read_text())
