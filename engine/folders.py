@@ -9,6 +9,8 @@ from typing import Any
 from spec.errors import ModelError, UnsafeModelError, shorten_path
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# The head of a step reward model (engine/hazard.py), beside its trunk.
+HEAD_FILE = "head.safetensors"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 

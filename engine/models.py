@@ -16,7 +16,7 @@ from transformers.utils import logging as hf_logging
 from engine import hub
 from engine.catalog import ModelRef, resolve
 from engine.devices import check_fits, is_out_of_memory, pick_device, pick_dtype, release, torch_dtype
-from engine.folders import weight_files
+from engine.folders import HEAD_FILE, weight_files
 from engine.measure.flops import ModelShape, model_shape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
@@ -213,7 +213,7 @@ def shape_of(model: Any) -> ModelShape:
 def fingerprint(ref: ModelRef) -> str:
     """16 hex digits of config and weights: whole small files, the head and the tail of large ones; a shape's config."""
     digest = hashlib.sha256(repr(sorted(ref.config.items(), key=str)).encode())
-    for file in weight_files(ref.path) if ref.path else []:
+    for file in _tensor_files(ref.path) if ref.path else []:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
@@ -227,8 +227,13 @@ def files_state(ref: ModelRef) -> tuple[tuple[str, int, int], ...]:
     """(name, size, time of change) of the files a model is read from; empty for a shape."""
     if ref.path is None:
         return ()
-    files = [*weight_files(ref.path), *sorted(ref.path.glob("*.json")), *sorted(ref.path.glob("head.safetensors"))]
+    files = [*_tensor_files(ref.path), *sorted(ref.path.glob("*.json"))]
     return tuple((f.name, (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files)
+
+
+def _tensor_files(path: Path) -> list[Path]:
+    """The weights and, of a reward model, its head: two reward models may share all the rest."""
+    return [*weight_files(path), *path.glob(HEAD_FILE)]
 
 
 def _import_architecture(ref: ModelRef) -> None:

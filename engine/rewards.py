@@ -1,26 +1,28 @@
 """Reward models: how good is each step of a solution, or the whole of it. Batch in, batch out.
 
 Two kinds are read from a folder:
-- *step head*: a Llama trunk and ``head.safetensors`` (``weight`` [1, hidden], ``bias`` [1]); config.json holds
-  ``isoquant_reward``. The score of step k is the sigmoid of the head at the newline token that ends the step. One
-  newline is put after the last line, so every solution has at least one step.
+- *step reward model*: a causal language model and ``head.safetensors``, the head of ``engine.hazard``; config.json
+  holds ``isoquant_reward``. The score of step k is read at the newline token that ends it. One newline is put after the
+  last line, so every solution has at least one step.
 - *classification head*: any AutoModelForSequenceClassification with one output; its sigmoid is the only step score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from engine.catalog import ModelRef, resolve_reward
 from engine.devices import check_fits, does_not_fit, is_out_of_memory, pick_dtype, release
+from engine.folders import HEAD_FILE
+from engine.hazard import HazardHead, readings
 from engine.measure.flops import ModelShape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
@@ -30,13 +32,12 @@ from engine.tokenizers import ModelTokenizer, load_tokenizer
 from spec.choices import Attention, Dtype
 from spec.errors import ModelError, shorten, shorten_path
 
-HEAD_FILE = "head.safetensors"
 STEP_END = "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores in (0, 1) of one solution's steps, and the tokens the reward model processed for them.
+    """Scores from 0 to 1 of one solution's steps, and the tokens the reward model processed for them.
 
     ``cut``: the solution is longer than the reward model's context, and what stands beyond it was not read.
     """
@@ -48,12 +49,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A reward model ready to run. ``head`` is (weight, bias) of a step head, None for a classification head."""
+    """A reward model ready to run. ``head`` is that of a step reward model, None for a classification head."""
 
     name: str
     model: Any
     tokenizer: ModelTokenizer
-    head: tuple[torch.Tensor, torch.Tensor] | None
+    head: HazardHead | None
     device: torch.device
     dtype: Dtype
     context: int | None
@@ -71,32 +72,32 @@ class RewardModel:
         ``on_batch`` is called before each batch and may raise Cancelled. Raises DoesNotFitError.
         """
         read = [self._read(prompt, text) for prompt, text in items]
-        order = sorted(range(len(items)), key=lambda i: len(read[i][0]))
+        order = sorted(range(len(items)), key=lambda i: len(read[i].ids))
         found: list[Scored | None] = [None] * len(items)
         for start in range(0, len(order), batch_size):
             on_batch()
             batch = order[start : start + batch_size]
-            for index, steps in zip(batch, self._run([read[i][:2] for i in batch]), strict=True):
-                ids, _, cut = read[index]
-                found[index] = Scored(steps, len(ids), cut)
+            for index, steps in zip(batch, self._run([read[i] for i in batch]), strict=True):
+                found[index] = Scored(steps, len(read[index].ids), read[index].cut)
         return [s for s in found if s is not None]
 
-    def _read(self, prompt: str, text: str) -> tuple[list[int], list[int], bool]:
-        """(token ids, positions at which a score is read, whether the context cut something off)."""
+    def _read(self, prompt: str, text: str) -> _Read:
         if self.head is None:
             whole = self.tokenizer.encode(prompt + text)
             ids = whole[: self.context]
-            return ids, [len(ids) - 1], len(ids) < len(whole)
-        before = self.tokenizer.encode(prompt).count(self._newline)
+            return _Read(ids, 0, [len(ids) - 1], len(ids) < len(whole))
+        # A model without a start token has nothing to expect the first token from.
+        start = max(1, len(self.tokenizer.encode(prompt)))
         whole = self.tokenizer.encode(prompt + text.removesuffix(STEP_END) + STEP_END)
         ids = whole[: self.context]
-        return ids, [i for i, token in enumerate(ids) if token == self._newline][before:], len(ids) < len(whole)
+        ends = [i for i in range(start, len(ids)) if ids[i] == self._newline]
+        return _Read(ids, start, ends, len(ids) < len(whole))
 
     @cached_property
     def _newline(self) -> int:
         return int(self.tokenizer.inner.convert_tokens_to_ids(self.tokenizer.inner.tokenize(STEP_END)[-1]))
 
-    def _run(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, ...]]:
+    def _run(self, batch: Sequence[_Read]) -> list[tuple[float, ...]]:
         try:
             return self._forward(batch)
         except Exception as error:
@@ -109,18 +110,33 @@ class RewardModel:
             ) from None
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, ...]]:
-        width = max(len(ids) for ids, _ in batch)
+    def _forward(self, batch: Sequence[_Read]) -> list[tuple[float, ...]]:
+        width = max(len(r.ids) for r in batch)
         pad = self.tokenizer.pad_id
-        ids = torch.tensor([i + [pad] * (width - len(i)) for i, _ in batch]).to(self.device)
-        mask = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i, _ in batch]).to(self.device)
+        ids = torch.tensor([r.ids + [pad] * (width - len(r.ids)) for r in batch]).to(self.device)
+        mask = torch.tensor([[1] * len(r.ids) + [0] * (width - len(r.ids)) for r in batch]).to(self.device)
         if self.head is None:
             scores = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().sigmoid().tolist()
             return [(s,) for s in scores]
-        weight, bias = self.head
-        hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        scores = (hidden.float() @ weight.T + bias).squeeze(-1).sigmoid().tolist()
-        return [tuple(row[at] for at in positions) for row, (_, positions) in zip(scores, batch, strict=True)]
+        states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        # All solutions' tokens in one row: what follows costs nothing for prompts and padding.
+        flat = [row * width + at for row, r in enumerate(batch) for at in range(r.start, len(r.ids))]
+        places = torch.tensor(flat, dtype=torch.long, device=self.device)
+        states, tokens = states.flatten(0, 1), ids.flatten()[places]
+        read = readings(states[places - 1], states[places], tokens, self.model.get_output_embeddings())
+        survived = torch.split(self.head.log_survival(read), [max(0, len(r.ids) - r.start) for r in batch])
+        scores = [part.cumsum(0).exp().tolist() for part in survived]
+        return [tuple(row[at - r.start] for at in r.ends) for row, r in zip(scores, batch, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A prompt with its solution: token ids, where the solution starts, where scores are read, whether it was cut."""
+
+    ids: list[int]
+    start: int
+    ends: list[int]
+    cut: bool
 
 
 def get_reward(host: ModelHost, name: str, device: torch.device, weights: Dtype = Dtype.AUTO) -> RewardModel:
@@ -143,11 +159,12 @@ def load_reward(ref: ModelRef, device: torch.device, dtype: Dtype) -> RewardMode
     check_fits(f"The weights of {ref.name} in {dtype}", ref.sizes.weights_bytes(dtype), device, FITS_ADVICE)
     started = now()
     if "isoquant_reward" in ref.config:
-        model, _ = read_weights(AutoModel, ref.path, device, dtype, Attention.AUTO)
+        model, _ = read_weights(AutoModelForCausalLM, ref.path, device, dtype, Attention.AUTO)
         head = _read_head(ref.path, device, model.config.hidden_size)
+        more = head.parameters
     elif _is_classifier(ref.config):
         model, _ = read_weights(AutoModelForSequenceClassification, ref.path, device, dtype, Attention.AUTO)
-        head = None
+        head, more = None, 0
     else:
         raise ModelError(
             f"{shorten(ref.name)} is not a reward model: its config has neither isoquant_reward nor a sequence "
@@ -165,8 +182,8 @@ def load_reward(ref: ModelRef, device: torch.device, dtype: Dtype) -> RewardMode
         dtype=dtype,
         context=context_of(ref.config),
         load_s=now() - started,
-        weights_bytes=weights_bytes(model) + sum(t.numel() * t.element_size() for t in head or ()),
-        shape=shape_of(model),
+        weights_bytes=weights_bytes(model) + 4 * more,
+        shape=_with_head(shape_of(model), more),
         fingerprint=fingerprint(ref),
     )
 
@@ -178,15 +195,22 @@ def _is_classifier(config: dict[str, Any]) -> bool:
     return one and any(str(n).endswith("ForSequenceClassification") for n in names)
 
 
-def _read_head(folder: Path, device: torch.device, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _with_head(shape: ModelShape, parameters: int) -> ModelShape:
+    active = shape.active_parameters
+    return replace(
+        shape,
+        parameters=shape.parameters + parameters,
+        active_parameters=None if active is None else active + parameters,
+    )
+
+
+def _read_head(folder: Path, device: torch.device, hidden: int) -> HazardHead:
     try:
-        tensors = load_file(folder / HEAD_FILE)
-        weight, bias = tensors["weight"].float(), tensors["bias"].float()
+        return HazardHead.of(load_file(folder / HEAD_FILE), hidden, device)
+    except ValueError as error:
+        raise ModelError(f"{HEAD_FILE} in {shorten_path(folder)} {error}.") from None
     except Exception as error:
         raise ModelError(
             f"{HEAD_FILE} in {shorten_path(folder)} cannot be read ({type(error).__name__}); a step reward model "
             "needs it."
         ) from None
-    if weight.shape != (1, hidden) or bias.shape != (1,):
-        raise ModelError(f"{HEAD_FILE} in {shorten_path(folder)} must hold weight [1, {hidden}] and bias [1].")
-    return weight.to(device), bias.to(device)

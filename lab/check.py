@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from engine.catalog import resolve_reward
+from engine.folders import HEAD_FILE
+from engine.rewards import load_reward
 from lab import prm
 from lab.evaluate import Sampler, by_level, greedy_accuracy, majority
 from lab.family import MODELS, RUNS, weights_key
+from spec.choices import Dtype
 from tasks import lab_words
 from tasks.problem import Problem
 
@@ -55,8 +58,9 @@ def scores(problems: list[Problem], groups: list[list[str]]) -> tuple[list[list[
     """The last step's score of every solution, and the AUC over all steps against the exact labels."""
     flat = [(p, text) for p, group in zip(problems, groups, strict=True) for text in group]
     labels = [lab_words.step_labels(p, text) for p, text in flat]
-    steps = prm.score(prm.load(), [lab_words.prompt(p) for p, _ in flat], [text for _, text in flat], labels)
-    last = iter([float(s[-1]) for s in steps])
+    reward = load_reward(resolve_reward(str(MODELS / prm.NAME)), torch.device("cpu"), Dtype.FP32)
+    steps = [s.steps for s in reward.score([(lab_words.prompt(p), text) for p, text in flat], batch_size=64)]
+    last = iter([s[-1] for s in steps])
     return [[next(last) for _ in group] for group in groups], prm.auc(np.concatenate(steps), np.concatenate(labels))
 
 
@@ -71,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problems = lab_words.problems("test", args.problems)
-    scorer = Path(MODELS / prm.NAME / "head.safetensors").exists()
+    scorer = (MODELS / prm.NAME / HEAD_FILE).exists()
     for model in args.models:
         print(json.dumps({"model": model, "greedy": greedy_accuracy(MODELS / model, problems)}), flush=True)
         groups = samples(model, problems, args.samples, args.temperature)

@@ -63,8 +63,10 @@ SIZES = {
 
 def weights_key(name: str) -> str:
     """Short name of a shipped model's present weights: what was made with other weights is not theirs."""
-    with (MODELS / name / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    digest = hashlib.sha256()
+    for path in sorted((MODELS / name).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def configuration(name: str, vocab_size: int, pad: int, bos: int, eos: int) -> LlamaConfig:

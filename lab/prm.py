@@ -1,30 +1,31 @@
-"""`lab-prm`: a process reward model trained on the family's own solutions with exact step labels.
+"""`lab-prm`: a step reward model over `lab-m`, fitted to the family's own solutions and where they turn wrong.
 
-    python -m lab.train --model lab-prm       # sample, then train; both go on where they were interrupted
+    python -m lab.train --model lab-prm       # sample, read, fit; goes on where it was interrupted
 
-The folder holds a Llama trunk (`AutoModel`) and `head.safetensors` (`weight` [1, hidden], `bias` [1]). The score of
-step k is sigmoid(head(hidden state at the k-th newline token after the prompt)), where the input is the tokenizer's
-ids of prompt + solution + newline.
+The folder holds `lab-m` as it is and `head.safetensors`, the head of `engine/hazard.py`. The trunk is not trained: what
+it expects at every token is the best evidence there is, and training it on right and wrong spoilt that (lab/README.md).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModel
+from transformers import AutoModelForCausalLM
 
-from lab.data import IGNORE, Examples
+from engine.folders import HEAD_FILE
+from engine.hazard import TENSORS, HazardHead, readings
 from lab.evaluate import Sampler
-from lab.family import CURVES, MODELS, RUNS, SIZES, weights_key
-from lab.loop import Loss, Trainer, join_group
+from lab.family import CURVES, MODELS, RUNS, weights_key
 from lab.tokenizer import load_tokenizer
 from tasks import lab_words
 from tasks.problem import Problem
@@ -37,24 +38,14 @@ SAMPLES = 3
 TEMPERATURE = 0.9
 # Training problems far beyond those that the models were trained on.
 FIRST_INDEX = 1_000_000
-RECIPE = replace(SIZES[TRUNK], tokens=3_000_000, learning_rate=1.5e-3)
 SEED = 40
-
-
-class StepScorer(nn.Module):
-    """A Llama trunk with one number per position."""
-
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.head = nn.Linear(trunk.config.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Logits at the flat positions `at` of right-padded ids `[rows, width]`."""
-        hidden = self.trunk(input_ids=ids, use_cache=False).last_hidden_state
-        return self.head(hidden.reshape(-1, hidden.shape[-1])[at])[:, 0]
+UNITS = 256
+EPOCHS = 8
+BATCH = 4096
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.05
+_READ_AT_ONCE = 64
+_CURVE_EVERY = 100
 
 
 def problems() -> list[Problem]:
@@ -66,101 +57,135 @@ def problems() -> list[Problem]:
 
 
 def sample(model: str, device: str) -> Path:
-    """Write one model's labelled solutions as JSON lines, unless they are there already."""
+    """Write one model's solutions as JSON lines, unless they are there already."""
     path = RUNS / NAME / f"{model}-{weights_key(model)}-v{lab_words.VERSION}.jsonl"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         chosen = [p for p in problems() for _ in range(SAMPLES)]
         sampler = Sampler(MODELS / model, device)
         texts = sampler.complete([lab_words.prompt(p) for p in chosen], TEMPERATURE, SEED, batch=256)
-        rows = [
-            {"id": p.id, "text": t, "labels": lab_words.step_labels(p, t)} for p, t in zip(chosen, texts, strict=True)
-        ]
-        path.with_suffix(".new").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        path.with_suffix(".new").replace(path)
+        rows = [{"id": p.id, "text": t} for p, t in zip(chosen, texts, strict=True)]
+        _write(path, lambda new: new.write_text("".join(json.dumps(row) + "\n" for row in rows)))
     return path
 
 
-class StepExamples(Examples):
-    """Solutions with a 0/1 target at every newline that ends a step; `marks` is flat like `tokens`."""
+@dataclass(frozen=True)
+class Evidence:
+    """Tokens of solutions up to the one at which they turn wrong.
 
-    marks: np.ndarray
+    `read`: what the head reads of each, `[tokens, 2 hidden + 3]` in fp16; `wrong`: whether it is that one.
+    """
 
-    def targets(self, row: int) -> np.ndarray:
-        """The label at each newline of the solution."""
-        start, length = self.starts[row], self.lengths[row]
-        return self.marks[start : start + length].astype(np.int64)
+    read: np.ndarray
+    wrong: np.ndarray
 
-    @classmethod
-    def of(cls, prompts: list[str], texts: list[str], labels: list[list[bool]]) -> StepExamples:
-        """Tokenise solutions and place their labels."""
-        tokenizer = load_tokenizer()
-        newline = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("\n")[0])
-        heads = tokenizer(prompts)["input_ids"]
-        whole = [p + t.removesuffix("\n") + "\n" for p, t in zip(prompts, texts, strict=True)]
-        tokens, marks = [], []
-        for ids, head, row in zip(tokenizer(whole)["input_ids"], heads, labels, strict=True):
-            ids = np.array(ids)
-            mark = np.full(len(ids), IGNORE)
-            ends = np.flatnonzero((ids == newline) & (np.arange(len(ids)) >= len(head)))
-            mark[ends] = row
-            tokens.append(ids)
-            marks.append(mark)
-        flat = np.concatenate(tokens).astype(np.uint16)
-        made = cls(flat, np.array([len(t) for t in tokens]), np.array([len(h) for h in heads]))
-        made.marks = np.concatenate(marks)
-        return made
+    def __len__(self) -> int:
+        return len(self.wrong)
 
 
-def step_loss(model: StepScorer) -> Loss:
-    """Summed binary cross-entropy over steps."""
-
-    def loss(ids: torch.Tensor, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.binary_cross_entropy_with_logits(model(ids, at).float(), targets.float(), reduction="sum")
-
-    return loss
-
-
-def training_examples(device: str) -> StepExamples:
-    """The labelled solutions of all models in `SAMPLED`."""
-    by_id = {p.id: lab_words.prompt(p) for p in problems()}
-    rows = [json.loads(line) for model in SAMPLED for line in sample(model, device).read_text().splitlines()]
-    return StepExamples.of([by_id[r["id"]] for r in rows], [r["text"] for r in rows], [r["labels"] for r in rows])
-
-
-def export(model: StepScorer, folder: Path) -> None:
-    """Write trunk, head and tokenizer; bf16 like the rest of the family."""
-    model = model.to("cpu", torch.bfloat16)
-    model.trunk.config.isoquant_reward = {
-        "kind": "step_head", "read_at": "\n", "append": "\n", "head": "head.safetensors", "activation": "sigmoid",
-    }  # fmt: skip
-    model.trunk.save_pretrained(folder)
-    save_file({"weight": model.head.weight.data, "bias": model.head.bias.data}, folder / "head.safetensors")
-    load_tokenizer().save_pretrained(folder)
-
-
-def load(folder: Path = MODELS / NAME, device: str = "cpu") -> StepScorer:
-    """The trained scorer, in fp32."""
-    model = StepScorer(AutoModel.from_pretrained(folder, dtype=torch.float32))
-    model.head.load_state_dict({k: v.float() for k, v in load_file(folder / "head.safetensors").items()})
-    return model.to(device).eval()
+def turning(text: str, problem: Problem, offsets: list[tuple[int, int]]) -> int | None:
+    """Which of a solution's tokens (by their offsets in its text) is the first wrong one; None if none is."""
+    wrong = lab_words.turns_wrong(problem, text)
+    return None if wrong is None else next(k for k, (_, end) in enumerate(offsets) if end > wrong)
 
 
 @torch.inference_mode()
-def score(model: StepScorer, prompts: list[str], texts: list[str], labels: list[list[bool]]) -> list[np.ndarray]:
-    """Scores in 0..1 of every step of every solution."""
-    examples = StepExamples.of(prompts, texts, labels)
-    out: list[np.ndarray] = [np.empty(0)] * len(texts)
-    order = np.argsort(examples.lengths, kind="stable")
-    for at in tqdm(range(0, len(order), 64), "scoring", leave=False):
-        rows = order[at : at + 64]
-        ids, targets = examples.batch(rows, 0)
-        flat = (targets.reshape(-1) != IGNORE).nonzero()[:, 0]
-        scores = torch.sigmoid(model(ids, flat)).numpy()
-        counts = (targets != IGNORE).sum(1).tolist()
-        for row, part in zip(rows, np.split(scores, np.cumsum(counts)[:-1]), strict=True):
-            out[row] = part
-    return out
+def read(chosen: list[Problem], texts: list[str], device: str) -> Evidence:
+    """The trunk reads solutions, each with a newline at its end."""
+    tokenizer = load_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(MODELS / TRUNK, dtype=torch.float32).to(device).eval()
+    prompts = [lab_words.prompt(p) for p in chosen]
+    texts = [text.removesuffix("\n") + "\n" for text in texts]
+    starts = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+    whole = tokenizer([p + t for p, t in zip(prompts, texts, strict=True)], return_offsets_mapping=True)
+    found_read, found_wrong = [], []
+    order = sorted(range(len(texts)), key=lambda i: len(whole["input_ids"][i]))
+    for at in tqdm(range(0, len(order), _READ_AT_ONCE), "reading", leave=False):
+        rows = order[at : at + _READ_AT_ONCE]
+        width = max(len(whole["input_ids"][i]) for i in rows)
+        ids = torch.tensor([whole["input_ids"][i] + [0] * (width - len(whole["input_ids"][i])) for i in rows])
+        states = model.model(input_ids=ids.to(device), use_cache=False).last_hidden_state
+        for k, i in enumerate(rows):
+            start, before = starts[i], len(prompts[i])
+            offsets = [(a - before, b - before) for a, b in whole["offset_mapping"][i][start:]]
+            turn = turning(texts[i], chosen[i], offsets)
+            end = start + (len(offsets) if turn is None else turn + 1)
+            part = readings(states[k, start - 1 : end - 1], states[k, start:end], ids[k, start:end], model.lm_head)
+            found_read.append(part.half().cpu().numpy())
+            found_wrong.append(np.arange(end - start) == turn)
+    return Evidence(np.concatenate(found_read), np.concatenate(found_wrong))
+
+
+def evidence(model: str, device: str) -> Evidence:
+    """What the trunk reads in one model's solutions; kept in a file."""
+    path = RUNS / NAME / f"read-{weights_key(TRUNK)}-{model}-{weights_key(model)}-v{lab_words.VERSION}.npz"
+    if not path.exists():
+        by_id = {p.id: p for p in problems()}
+        rows = [json.loads(line) for line in sample(model, device).read_text().splitlines()]
+        found = read([by_id[r["id"]] for r in rows], [r["text"] for r in rows], device)
+        # An open file, or numpy would put its own ending behind the name.
+        _write(path, lambda new: _save(new, found))
+    with np.load(path) as arrays:
+        return Evidence(arrays["read"], arrays["wrong"])
+
+
+def _save(path: Path, found: Evidence) -> None:
+    with path.open("wb") as file:
+        np.savez(file, read=found.read, wrong=found.wrong)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    new = path.with_suffix(".new")
+    write(new)
+    new.replace(path)
+
+
+def fit(found: Evidence, device: str, epochs: int = EPOCHS, units: int = UNITS) -> tuple[dict, list[dict]]:
+    """Train a head on whether each token is the one that turns its solution wrong: its tensors, and its curve.
+
+    The inputs are brought to mean 0 and variance 1 first; what that takes ends up in the first layer's weights.
+    """
+    torch.manual_seed(SEED)
+    inputs = torch.from_numpy(found.read)
+    some = inputs[:: max(1, len(inputs) // 100_000)].float()
+    mean, scale = some.mean(0), 1 / some.std(0).clamp(min=1e-4)
+    network = nn.Sequential(nn.Linear(inputs.shape[1], units), nn.SiLU(), nn.Linear(units, 1)).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = epochs * max(1, len(found) // BATCH)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
+    wrong = torch.from_numpy(found.wrong).float()
+    curve, loss_sum = [], 0.0
+    for step, rows in enumerate(tqdm(_batches(len(found), epochs), NAME, steps), 1):
+        x = ((inputs[rows].float() - mean) * scale).to(device)
+        loss = nn.functional.binary_cross_entropy_with_logits(network(x)[:, 0], wrong[rows].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        loss_sum += float(loss.detach())
+        if step % _CURVE_EVERY == 0:
+            curve.append({"step": step, "loss": round(loss_sum / _CURVE_EVERY, 5)})
+            loss_sum = 0.0
+    first, last = network[0].cpu(), network[2].cpu()
+    weight = first.weight.detach() * scale
+    bias = first.bias.detach() - weight @ mean
+    return dict(zip(TENSORS, (weight, bias, last.weight.detach(), last.bias.detach()), strict=True)), curve
+
+
+def _batches(count: int, epochs: int) -> Iterator[torch.Tensor]:
+    for epoch in range(epochs):
+        order = torch.from_numpy(np.random.default_rng([SEED, epoch]).permutation(count))
+        yield from [part for part in order.split(BATCH) if len(part) == min(BATCH, count)]
+
+
+def export(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write trunk, head and tokenizer; the trunk in bf16 like the rest of the family."""
+    model = AutoModelForCausalLM.from_pretrained(MODELS / TRUNK, dtype=torch.bfloat16)
+    HazardHead.of(tensors, model.config.hidden_size, torch.device("cpu"))
+    model.config.isoquant_reward = {"kind": "hazard", "read_at": "\n", "append": "\n", "head": HEAD_FILE}
+    model.save_pretrained(folder)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / HEAD_FILE)
+    load_tokenizer().save_pretrained(folder)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -172,33 +197,31 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((middle[ranks][labels].sum() - right * (right + 1) / 2) / (right * wrong))
 
 
-def fit(rank: int, workers: int, device: str) -> None:
-    """Train the scorer; the first process writes its folder and its curve."""
-    run = RUNS / NAME
-    if workers > 1:
-        join_group(rank, workers, run)
-    examples = training_examples(device)
-    torch.manual_seed(SEED)
-    model = StepScorer(AutoModel.from_pretrained(MODELS / TRUNK, dtype=torch.float32)).to(device)
-    trainer = Trainer(NAME, RECIPE, model, step_loss(model), examples, run, SEED, model.trunk.config.pad_token_id)
-    trainer.run()
-    if rank:
-        return
-    export(model, MODELS / NAME)
-    right = examples.marks[examples.marks != IGNORE].mean()
-    summary = {"model": NAME, "tokens": trainer.tokens, "seconds": round(trainer.seconds, 1), "device": device,
-               "workers": workers, "solutions": len(examples.lengths),
-               "right_steps": round(float(right), 4)}  # fmt: skip
-    CURVES.mkdir(exist_ok=True)
-    (CURVES / f"{NAME}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*trainer.curve, summary]))
-    print(json.dumps(summary))
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def make(device: str, workers: int) -> None:
-    """Sample what is missing, then train and write the reward model."""
-    for model in SAMPLED:
-        sample(model, device)
+    """Sample and read what is missing, one process per model where several may run; then fit and write the head."""
+    begin = time.monotonic()
+    asked = [(model, device) for model in SAMPLED]
     if workers == 1:
-        fit(0, 1, device)
+        parts = [evidence(*one) for one in asked]
     else:
-        torch.multiprocessing.spawn(fit, (workers, device), nprocs=workers)
+        # The largest model first: it takes longest.
+        with get_context("spawn").Pool(min(workers, len(asked)), _one_thread) as pool:
+            pool.starmap(_prepare, asked[::-1], chunksize=1)
+        parts = [evidence(*one) for one in asked]
+    found = Evidence(np.concatenate([p.read for p in parts]), np.concatenate([p.wrong for p in parts]))
+    tensors, curve = fit(found, device)
+    export(tensors, MODELS / NAME)
+    summary = {"model": NAME, "tokens": len(found), "seconds": round(time.monotonic() - begin, 1), "device": device,
+               "workers": workers, "solutions": len(SAMPLED) * PROBLEMS * SAMPLES,
+               "wrong_solutions": int(found.wrong.sum())}  # fmt: skip
+    CURVES.mkdir(exist_ok=True)
+    (CURVES / f"{NAME}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*curve, summary]))
+    print(json.dumps(summary))
+
+
+def _prepare(model: str, device: str) -> None:
+    evidence(model, device)

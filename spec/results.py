@@ -15,7 +15,7 @@ class Candidate:
     """One generated path of one problem.
 
     ``answer`` is None where none could be read from the text: such a candidate never votes. ``score`` is the reward
-    model's aggregate in (0, 1), ``step_scores`` its parts; both None / empty without a reward model.
+    model's aggregate from 0 to 1, ``step_scores`` its parts; both None / empty without a reward model.
     ``finish`` is ``stop`` or ``length``.
     """
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tasks.lab_words_graph import Builder, Graph
-from tasks.lab_words_steps import label_steps, write_solution
+from tasks.lab_words_steps import first_wrong, label_steps, write_solution
 from tasks.problem import Problem
 
 NAME = "lab-words"
@@ -154,9 +154,15 @@ def step_labels(problem: Problem, solution_text: str) -> list[bool]:
     """Whether each line of a solution is right, exactly; one label per line, a final newline opens no new line.
 
     A line is right if it holds one equation whose arithmetic is right, the equation is a step (or a part of a step in
-    a split form, ``24*10=240``) towards a quantity of the problem, its operands stand in the question or were derived
-    by earlier lines, and the owner and item it names, if it names any, are those of the quantity. Steps towards a
-    quantity that the answer does not need are right, only useless. The line ``#### N`` is right if N is the answer.
-    Convention: everything after the first wrong line is wrong too.
+    a split form, ``24*10=240``) towards a quantity of the problem, and its operands stand in the question or were
+    derived by earlier lines. Numbers alone decide, not the names that a line gives them: a solution that calls Ben's
+    pears Ada's and computes on rightly reaches the answer. Steps towards a quantity that the answer does not need are
+    right, only useless. The line ``#### N`` is right if N is the answer. Convention: everything after the first wrong
+    line is wrong too.
     """
     return label_steps(graph_of(problem), solution_text)
+
+
+def turns_wrong(problem: Problem, solution_text: str) -> int | None:
+    """The character from which on a solution is wrong, whatever might follow; ``None`` if every line is right."""
+    return first_wrong(graph_of(problem), solution_text)

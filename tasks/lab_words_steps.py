@@ -12,14 +12,16 @@ import random
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import permutations
 
 from tasks.lab_words_graph import DIFFERENCE, TOTAL, Graph
 
 Plan = tuple[str, ...]
 Key = tuple[str, tuple[int, ...]]
 
-_EQUATION = re.compile(r"(?<![\d+\-*/=])(\d+(?:[+\-*/]\d+)+)=(\d+)(?![\d+\-*/=])")
-_WORD = re.compile(r"[A-Za-z]+")
+# How the line with the answer begins.
+FINAL = "####"
+EQUATION = re.compile(r"(?<![\d+\-*/=])(\d+(?:[+\-*/]\d+)+)=(\d+)(?![\d+\-*/=])")
 _OWNED = ("{a} has {e} {i}.", "So {a} has {e} {i}.", "{a}'s {i}: {e}.")
 _ASKED = {
     TOTAL: ("The total is {e}.", "Total: {e}."),
@@ -151,65 +153,102 @@ def write_solution(graph: Graph, rng: random.Random) -> str:
         lines += [*parts, wording.format(a=quantity.owner, i=quantity.item, e=final)]
         waiting.remove(i)
         unsolved.remove(i)
-    return "\n".join([*lines, f"#### {graph.quantities[graph.target].value}"])
+    return "\n".join([*lines, f"{FINAL} {graph.quantities[graph.target].value}"])
 
 
-def _speaks_of(line: str, graph: Graph, i: int, owners: set[str], items: set[str]) -> bool:
-    """Whether the words of a line fit quantity ``i``: a line that names owners or items names the right ones."""
-    words = set(_WORD.findall(line))
-    quantity = graph.quantities[i]
-    named_owners, named_items = words & owners, words & items
-    return (not named_owners or quantity.owner in named_owners) and (not named_items or quantity.item in named_items)
+class Check:
+    """Follows a solution line by line: what is established, and which equations may come next."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._known = {i for i, q in enumerate(graph.quantities) if not q.op}
+        self._ways = {i: list(plans(q.op, graph.numbers(i))) for i, q in enumerate(graph.quantities) if q.op}
+        self._keys = {i: [[_left(e) for e in way] for way in ways] for i, ways in self._ways.items()}
+        self._seen: dict[int, set[Key]] = {i: set() for i in self._ways}
+
+    def take(self, line: str) -> bool:
+        """Whether a line is right given what earlier lines established; adds what it establishes."""
+        if line.startswith(FINAL):
+            return line[len(FINAL) :].strip() == str(self.graph.quantities[self.graph.target].value)
+        found = EQUATION.findall(line)
+        if len(found) != 1 or evaluate(found[0][0]) != int(found[0][1]):
+            return False
+        key = key_of(found[0][0])
+        right = False
+        for i, way in self._open():
+            if key in way[:-1]:
+                # The parts of a plan use numbers of the quantity itself only, so their order is free.
+                self._seen[i].add(key)
+                right = True
+            elif key == way[-1] and self._seen[i].issuperset(way[:-1]):
+                self._known.add(i)
+                right = True
+        return right
+
+    def turn(self, line: str) -> int:
+        """At which character of a wrong line no right one can follow any more; its length if only the end tells."""
+        if line.startswith(FINAL):
+            start, text = 0, line
+            wanted = {f"{FINAL} {self.graph.quantities[self.graph.target].value}"}
+        else:
+            match = EQUATION.search(line)
+            if not match:
+                return len(line)
+            start, text, wanted = match.start(), match[0], set(self._next())
+        end = next((k for k in range(1, len(text) + 1) if not any(w.startswith(text[:k]) for w in wanted)), None)
+        return start + (len(text) if end is None else end - 1)
+
+    def _open(self) -> Iterator[tuple[int, list[Key]]]:
+        """The ways towards the quantities whose operands are known."""
+        for i, ways in self._keys.items():
+            if self._known.issuperset(self.graph.quantities[i].parents):
+                yield from ((i, way) for way in ways)
+
+    def _next(self) -> Iterator[str]:
+        """Every spelling of every equation that would be right now."""
+        for i, ways in self._ways.items():
+            if not self._known.issuperset(self.graph.quantities[i].parents):
+                continue
+            for way, keys in zip(ways, self._keys[i], strict=True):
+                for equation in way[:-1] if not self._seen[i].issuperset(keys[:-1]) else way:
+                    yield from _spellings(equation)
+
+
+def _left(equation: str) -> Key:
+    return key_of(equation.split("=")[0])
+
+
+def _spellings(equation: str) -> Iterator[str]:
+    """An equation with its operands in every order that means the same."""
+    left, right = equation.split("=")
+    symbols = re.sub(r"\d", "", left)
+    numbers = re.findall(r"\d+", left)
+    if set(symbols) in ({"+"}, {"*"}):
+        yield from (f"{symbols[0].join(order)}={right}" for order in permutations(numbers))
+        return
+    yield equation
+    if symbols == "/*":
+        x, q, p = numbers
+        yield f"{x}*{p}/{q}={right}"
 
 
 def label_steps(graph: Graph, solution: str) -> list[bool]:
     """Exact labels of the lines of a solution; see ``tasks.lab_words.step_labels`` for the convention."""
-    owners = {q.owner for q in graph.quantities if q.owner}
-    items = {q.item for q in graph.quantities if q.owner}
-    known = {i for i, q in enumerate(graph.quantities) if not q.op}
-    allowed = {
-        i: [[key_of(e.split("=")[0]) for e in plan] for plan in plans(q.op, graph.numbers(i))]
-        for i, q in enumerate(graph.quantities)
-        if q.op
-    }
-    seen: dict[int, set[Key]] = {i: set() for i in allowed}
+    check = Check(graph)
     labels: list[bool] = []
-    alive = True
     for line in solution.removesuffix("\n").split("\n"):
-        alive = alive and _check(line, graph, known, allowed, seen, owners, items)
-        labels.append(alive)
+        labels.append(all(labels[-1:]) and check.take(line))
     return labels
 
 
-def _check(
-    line: str,
-    graph: Graph,
-    known: set[int],
-    allowed: dict[int, list[list[Key]]],
-    seen: dict[int, set[Key]],
-    owners: set[str],
-    items: set[str],
-) -> bool:
-    """Whether one line is right given what earlier lines established; adds what it establishes."""
-    if line.startswith("####"):
-        return bool(re.fullmatch(rf"####\s*{graph.quantities[graph.target].value}\s*", line))
-    found = _EQUATION.findall(line)
-    if len(found) != 1:
-        return False
-    expression, result = found[0]
-    if evaluate(expression) != int(result):
-        return False
-    key = key_of(expression)
-    right = False
-    for i, ways in allowed.items():
-        if not known.issuperset(graph.quantities[i].parents) or not _speaks_of(line, graph, i, owners, items):
-            continue
-        for way in ways:
-            if key in way[:-1]:
-                # The parts of a plan use numbers of the quantity itself only, so their order is free.
-                seen[i].add(key)
-                right = True
-            elif key == way[-1] and seen[i].issuperset(way[:-1]):
-                known.add(i)
-                right = True
-    return right
+def first_wrong(graph: Graph, solution: str) -> int | None:
+    """The character of a solution from which on it is wrong, whatever might follow; None if it is right throughout.
+
+    ``24*13=412`` turns wrong at the 4, ``25*13=`` (where 24 pears were meant) at the 5.
+    """
+    check, start = Check(graph), 0
+    for line in solution.removesuffix("\n").split("\n"):
+        if not check.take(line):
+            return start + check.turn(line)
+        start += len(line) + 1
+    return None

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from engine.catalog import resolve_reward
 from engine.devices import pick_device
+from engine.measure.memory import weights_bytes
 from engine.models import ModelHost
 from engine.rewards import get_reward, load_reward
 from spec.choices import Dtype
@@ -32,13 +33,21 @@ def reward(folder):
 
 
 def plain_scores(folder, text):
-    """The definition: the sigmoid of the head at each newline after the prompt, one text at a time."""
-    trunk, head = AutoModel.from_pretrained(folder), load_file(folder / "head.safetensors")
+    """The definition, one text and one token at a time: the product of 1 - hazard up to each newline."""
+    model = AutoModelForCausalLM.from_pretrained(folder, output_hidden_states=True)
+    head = load_file(folder / "head.safetensors")
     ids = tokenizer().encode(PROMPT + text.removesuffix("\n") + "\n")
-    hidden = trunk(torch.tensor([ids])).last_hidden_state[0]
-    newline = tokenizer().encode("\n")[0]
-    at = [i for i, t in enumerate(ids) if t == newline and i >= len(PROMPT)]
-    return [torch.sigmoid(hidden[i] @ head["weight"][0] + head["bias"][0]).item() for i in at]
+    made = model(torch.tensor([ids]))
+    states, survived, scores = made.hidden_states[-1][0], 1.0, []
+    for t in range(len(PROMPT), len(ids)):
+        p = made.logits[0, t - 1].softmax(-1)
+        read = [states[t - 1], states[t], p[ids[t]].log()[None], -(p * p.log()).sum()[None], p.max().log()[None]]
+        inner = head["hidden.weight"] @ torch.cat(read) + head["hidden.bias"]
+        z = (head["out.weight"] @ (inner * inner.sigmoid()) + head["out.bias"]).item()
+        survived *= 1 - 1 / (1 + math.exp(-z))
+        if ids[t] == tokenizer().encode("\n")[0]:
+            scores.append(survived)
+    return scores
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -49,12 +58,20 @@ def test_scores_are_read_at_the_end_of_each_step(folder, reward, batch_size):
         assert found.tokens == len(PROMPT) + len(solution.removesuffix("\n")) + 1
     assert [len(s.steps) for s in scored] == [1, 2, 2, 4, 2]
     assert all(0 < p < 1 for s in scored for p in s.steps)
+    assert all(list(s.steps) == sorted(s.steps, reverse=True) for s in scored), "nothing wrong is made good again"
 
 
 def test_a_solution_beyond_the_context_is_scored_as_far_as_it_is_read(reward):
     (scored,) = reward.score([(PROMPT, "abc\n" * 100)], 4)
     assert scored.tokens == 128
     assert len(scored.steps) == (128 - len(PROMPT)) // 4
+    assert scored.cut
+
+
+def test_a_question_beyond_the_context_has_no_scores(reward):
+    long, short = reward.score([("q" * 200, "abc\n"), (PROMPT, "abc\n")], 2)
+    assert long.steps == ()
+    assert len(short.steps) == 1
 
 
 def test_between_batches_the_run_can_be_cancelled(reward):
@@ -114,11 +131,27 @@ def test_a_bad_head_is_one_sentence(tmp_path, damage):
     elif damage == "pickle":
         head.write_bytes(b"\x80\x04.")
     elif damage == "shape":
-        save_file({"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, head)
+        save_file(load_file(head) | {"hidden.weight": torch.zeros(8, 7)}, head)
     else:
         save_file({"w": torch.zeros(1, 32)}, head)
     with pytest.raises(ModelError, match=r"head\.safetensors"):
         load_reward(resolve_reward(str(folder)), CPU, Dtype.FP32)
+
+
+def test_two_heads_on_one_trunk_are_two_reward_models(tmp_path):
+    one, two = make_prm(tmp_path / "one"), make_prm(tmp_path / "two")
+    same = [load_reward(resolve_reward(str(f)), CPU, Dtype.FP32).fingerprint for f in (one, two)]
+    assert same[0] == same[1]
+    head = load_file(two / "head.safetensors")
+    save_file(head | {"out.bias": head["out.bias"] + 1}, two / "head.safetensors")
+    assert load_reward(resolve_reward(str(two)), CPU, Dtype.FP32).fingerprint != same[0]
+
+
+def test_the_head_is_part_of_the_bill(folder, reward):
+    trunk = AutoModelForCausalLM.from_pretrained(folder)
+    head = sum(t.numel() for t in load_file(folder / "head.safetensors").values())
+    assert reward.shape.parameters == trunk.num_parameters() + head
+    assert reward.weights_bytes == weights_bytes(trunk) + 4 * head
 
 
 def test_a_language_model_is_no_reward_model(tmp_path):

@@ -15,8 +15,11 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402
 
+from engine.catalog import resolve_reward  # noqa: E402
+from engine.hazard import HazardHead  # noqa: E402
+from engine.rewards import load_reward  # noqa: E402
 from lab import drills, prm, table, train  # noqa: E402
 from lab.data import IGNORE, Examples  # noqa: E402
 from lab.evaluate import majority  # noqa: E402
@@ -25,6 +28,7 @@ from lab.grow import grow, layer_positions  # noqa: E402
 from lab.loop import Trainer, join_group, learning_rate_share, select  # noqa: E402
 from lab.muon import orthogonalise, orthogonalise_together  # noqa: E402
 from lab.tokenizer import load_tokenizer  # noqa: E402
+from spec.choices import Dtype  # noqa: E402
 from tasks import lab_words  # noqa: E402
 
 SHIPPED = sorted(p.parent.name for p in MODELS.glob("*/model.safetensors"))
@@ -253,33 +257,57 @@ def test_growing_needs_the_same_head_groups(tokenizer):
 # The reward model
 
 
-def test_step_targets_sit_on_the_newlines_of_the_solution(tokenizer):
-    problem = lab_words.problems("train", 40)[35]
-    lines = problem.solution.count("\n") + 1
-    labels = [i % 2 == 0 for i in range(lines)]
-    data = prm.StepExamples.of([lab_words.prompt(problem)], [problem.solution], [labels])
-    newline = tokenizer.convert_tokens_to_ids("Ċ")
-    marked = np.flatnonzero(data.marks != IGNORE)
-    assert data.marks[marked].astype(bool).tolist() == labels
-    assert set(data.tokens[marked]) == {newline}
-    assert marked[-1] == data.lengths[0] - 1
-    again = prm.StepExamples.of([lab_words.prompt(problem)], [problem.solution + "\n"], [labels])
-    assert again.tokens.tolist() == data.tokens.tolist()
+@pytest.fixture(scope="module")
+def evidence():
+    """One right solution, and the same with a wrong result in its first line, as the trunk reads them."""
+    problem = next(p for p in lab_words.problems("train", 400) if re.match(r"\d+\+\d+=\d{3}\n", p.solution))
+    first, rest = problem.solution.split("\n", 1)
+    wrong = f"{first[:-1]}{(int(first[-1]) + 1) % 10}\n{rest}"
+    return problem, first, prm.read([problem], [problem.solution], "cpu"), prm.read([problem], [wrong], "cpu")
 
 
-def test_scores_do_not_depend_on_the_batch(tokenizer):
-    torch.manual_seed(0)
-    trunk = LlamaForCausalLM(configuration("lab-xs", len(tokenizer), 0, 1, 2)).model
-    scorer = prm.StepScorer(trunk).eval()
-    torch.nn.init.normal_(scorer.head.weight)
-    chosen = lab_words.problems("train", 6)
-    labels = [lab_words.step_labels(p, p.solution) for p in chosen]
-    prompts, texts = [lab_words.prompt(p) for p in chosen], [p.solution for p in chosen]
-    together = prm.score(scorer, prompts, texts, labels)
-    for i in range(6):
-        alone = prm.score(scorer, prompts[i : i + 1], texts[i : i + 1], labels[i : i + 1])[0]
-        assert len(alone) == len(labels[i])
-        np.testing.assert_allclose(alone, together[i], atol=1e-5)
+@pytest.mark.skipif("lab-m" not in SHIPPED, reason="the trunk is not in this copy")
+def test_the_head_learns_from_the_tokens_up_to_the_first_wrong_one(tokenizer, evidence):
+    problem, first, right, wrong = evidence
+    prompt = lab_words.prompt(problem)
+    whole = tokenizer(prompt + problem.solution + "\n")["input_ids"]
+    assert len(right) == len(whole) - len(tokenizer(prompt)["input_ids"])
+    assert not right.wrong.any()
+    assert len(wrong) == len(first), "its digits and signs are a token each, and nothing after the wrong one is read"
+    assert wrong.wrong.tolist() == [False] * (len(first) - 1) + [True]
+    np.testing.assert_allclose(wrong.read[:-1], right.read[: len(first) - 1], atol=2e-2)
+
+
+@pytest.mark.skipif("lab-m" not in SHIPPED, reason="the trunk is not in this copy")
+def test_a_wrong_digit_surprises_the_trunk(evidence):
+    _, first, right, wrong = evidence
+    log_probability = -3  # before the entropy and the highest log-probability
+    assert wrong.read[-1, log_probability] < right.read[len(first) - 1, log_probability] - 1
+
+
+@pytest.mark.parametrize(("wrong", "token"), [(None, None), (0, 0), (3, 1), (5, 3), (6, 4), (10, 8)])
+def test_the_token_in_which_a_character_lies(monkeypatch, wrong, token):
+    text = "So 24*3=72\n"
+    offsets = [m.span() for m in re.finditer(r"So| \d|\d|[*=]|\n", text)]
+    monkeypatch.setattr(lab_words, "turns_wrong", lambda problem, solution: wrong)
+    assert prm.turning(text, None, offsets) == token
+
+
+def test_a_fitted_head_gives_what_it_was_fitted_to():
+    """Planted hazards, on inputs far from mean 0 and variance 1: the head that is written finds them again."""
+    rng = np.random.default_rng(0)
+    read = rng.normal(5.0, 20.0, (20_000, 11)).astype(np.float16)
+    hazard = 1 / (1 + np.exp(-(read[:, 2].astype(float) - 25) / 5))
+    found = prm.Evidence(read, rng.random(20_000) < hazard)
+    tensors, curve = prm.fit(found, "cpu", epochs=200, units=16)
+    head = HazardHead.of(tensors, hidden=4, device=torch.device("cpu"))
+    fitted = 1 - head.log_survival(torch.from_numpy(read).float()).exp().numpy()
+    assert np.abs(fitted - hazard).mean() < 0.04
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    one, two = (prm.fit(found, "cpu", epochs=2, units=4)[0] for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one), "the same again"
+    with pytest.raises(ValueError, match="width 5"):
+        HazardHead.of(tensors, hidden=5, device=torch.device("cpu"))
 
 
 def test_auc_counts_ties_half():
@@ -337,17 +365,17 @@ SIZED = {"lab-xs": 319_296, "lab-s": 1_077_504, "lab-m": 2_575_104, "lab-l": 10_
 def test_shipped_reward_model_mostly_prefers_the_right_first_line():
     folder = MODELS / prm.NAME
     assert json.loads((folder / "config.json").read_text())["isoquant_reward"]["read_at"] == "\n"
-    width = load_file(folder / "head.safetensors")["weight"].shape[1]
-    assert AutoModel.from_pretrained(folder).config.hidden_size == width
-    prompts, lines = [], []
+    trunk, own = (load_file(MODELS / name / "model.safetensors") for name in (prm.TRUNK, prm.NAME))
+    assert all(torch.equal(trunk[name], own[name]) for name in trunk), "made with another lab-m: train it again"
+    pairs = []
     for problem in lab_words.problems("test", 64):
         first = problem.solution.split("\n")[0]
-        prompts += [lab_words.prompt(problem)] * 2
-        lines += [first, re.sub(r"=(\d+)", lambda m: f"={int(m[1]) + (10 if int(m[1]) > 10 else 1)}", first)]
-    scores = np.concatenate(prm.score(prm.load(), prompts, lines, [[True], [False]] * 64))
-    assert ((scores > 0) & (scores < 1)).all()
-    # 75 % when this was written; a scorer that guesses stays under 63 % in 98 of 100 cases.
-    assert (scores[::2] > scores[1::2]).mean() > 0.63
+        wrong = re.sub(r"=(\d+)", lambda m: f"={int(m[1]) + (10 if int(m[1]) > 10 else 1)}", first)
+        pairs += [(lab_words.prompt(problem), first), (lab_words.prompt(problem), wrong)]
+    reward = load_reward(resolve_reward(str(folder)), torch.device("cpu"), Dtype.FP32)
+    scores = np.array([s.steps[0] for s in reward.score(pairs, 64)])
+    # 97 % when this was written; a scorer that guesses stays under 63 % in 98 of 100 cases.
+    assert (scores[::2] > scores[1::2]).mean() > 0.85
 
 
 def test_all_models_share_one_tokenizer_and_fit_the_budget():

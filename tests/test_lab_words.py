@@ -78,12 +78,45 @@ def test_labels_take_split_products_and_refuse_strange_steps():
     assert lab_words.step_labels(problem, f"{x}*{y}={x * y} and {x}*{y}={x * y}") == [False]
     a, b = graph.numbers(graph.needed()[1])
     assert lab_words.step_labels(problem, f"{a}+{b}={a + b}") == [False], "its operand is not derived yet"
-    other = next(q.owner for q in graph.quantities if q.owner and q.owner != first.owner)
-    assert lab_words.step_labels(problem, f"{other} has {x}*{y}={x * y}.") == [False], "the wrong owner"
     assert lab_words.step_labels(problem, f"{first.owner} has {x}*{y}={x * y}.") == [True]
+    other = next(q.owner for q in graph.quantities if q.owner and q.owner != first.owner)
+    renamed = problem.solution.replace(first.owner, other)
+    assert all(lab_words.step_labels(problem, renamed)), "numbers decide, not whose they are said to be"
     assert lab_words.step_labels(problem, f"#### {last.value}") == [True]
     assert lab_words.step_labels(problem, "") == [False]
     assert lab_words.step_labels(problem, f"{x}/0=0") == [False]
+
+
+@settings(max_examples=150, deadline=None)
+@given(index=indices, level=levels, data=st.data())
+def test_a_solution_turns_wrong_at_the_first_character_that_no_right_one_shares(index, level, data):
+    problem = lab_words.generate(index, level, "train")
+    assert lab_words.turns_wrong(problem, problem.solution) is None
+    digits = [m.start() for m in re.finditer(r"(?<==)\d|(?<=#### )\d", problem.solution)]
+    at = data.draw(st.sampled_from(digits))
+    other = data.draw(st.sampled_from([d for d in "123456789" if d != problem.solution[at]]))
+    text = problem.solution[:at] + other + problem.solution[at + 1 :]
+    assert lab_words.turns_wrong(problem, text) == at
+    assert lab_words.step_labels(problem, text).index(False) == text[:at].count("\n")
+
+
+def test_operands_turn_a_solution_wrong_before_its_results_do():
+    problem, graph, first, _ = a_problem()
+    (x, y), (a, b) = (graph.numbers(i) for i in graph.needed())
+
+    def turns(text: str) -> str | None:
+        at = lab_words.turns_wrong(problem, text)
+        return None if at is None else text[:at]
+
+    assert turns(f"{first.owner} has {x}*{y}={x * y}.") is None
+    assert turns(f"{first.owner} has {x}*0=0.") == f"{first.owner} has {x}*"
+    assert turns(f"{y}*{x}={x * y}0") == f"{y}*{x}={x * y}", "a digit too many"
+    assert turns(f"{y}*{x}={str(x * y)[:-1]}") == f"{y}*{x}={str(x * y)[:-1]}", "a digit too few: the end tells"
+    assert turns("no equation here") == "no equation here"
+    assert turns(f"{x}*{y}={x * y}\n{x}*{y}") == f"{x}*{y}={x * y}\n{x}*{y}", "unfinished"
+    solved = f"{x}*{y}={x * y}\n{a}+{b}={a + b}\n#### "
+    assert turns(f"{solved}0") == solved
+    assert turns(f"{a}+{b}={a + b}") is not None, "its operand is not derived yet"
 
 
 @given(st.lists(st.integers(1, 99), min_size=2, max_size=3), st.sampled_from("+*"))

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Fuse
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from engine.folders import HEAD_FILE
 from tasks.problem import Problem
 
 ALPHABET = "\n !\"#$%'()*+,-./0123456789:;<=>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -64,13 +65,18 @@ def make_model(
 
 
 def make_prm(folder: Path, seed: int = 1) -> Path:
-    """A step reward model: a random Llama trunk and a random head."""
+    """A step reward model: a random Llama trunk and a random head, whose hazards are around a tenth."""
     make_model(folder, "llama", seed=seed)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"isoquant_reward": "step_head"}))
-    generator = torch.Generator().manual_seed(seed)
-    head = {"weight": torch.randn(1, 32, generator=generator), "bias": torch.randn(1, generator=generator)}
-    save_file(head, folder / "head.safetensors")
+    (folder / "config.json").write_text(json.dumps(config | {"isoquant_reward": {"kind": "hazard"}}))
+    g = torch.Generator().manual_seed(seed)
+    head = {
+        "hidden.weight": torch.randn(8, 2 * 32 + 3, generator=g) / 8,
+        "hidden.bias": torch.randn(8, generator=g),
+        "out.weight": torch.randn(1, 8, generator=g),
+        "out.bias": torch.tensor([-2.0]),
+    }
+    save_file(head, folder / HEAD_FILE)
     return folder
 
 

@@ -103,7 +103,7 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "n": [r["n_problems"] for r in rows],
             "Made": [times.moment(r["created"]) for r in rows],
             "Run": [r["run_id"] for r in rows],
-            "Message": [r["message"] for r in rows],
+            "Message": [r["message"] or "" for r in rows],
         }
     ).astype({"Accuracy (%)": "float64", "Median latency (s)": "float64", "n": "Int64"})
 
