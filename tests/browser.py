@@ -128,6 +128,19 @@ def context(browser: Browser, url: str, **options: Any) -> Any:
     return made
 
 
+@contextlib.contextmanager
+def returning_visitor(url: str, profile: Path) -> Iterator[Any]:
+    """A browser with a profile on disk: like anybody's, it keeps files and compiled scripts from visit to visit."""
+    with sync_playwright() as playwright:
+        size: Any = {"width": 1280, "height": 720}
+        found = playwright.chromium.launch_persistent_context(
+            profile, executable_path=chromium(), args=FLAGS, base_url=url, reduced_motion="reduce", viewport=size
+        )
+        found.set_default_timeout(TIMEOUT_MS)
+        yield found
+        found.close()
+
+
 def ready(page: Page) -> Page:
     """Wait until the script has run; no exception may be on the page."""
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")

@@ -97,10 +97,11 @@ def test_hardly_any_points_make_a_figure_too(n):
     valid(frontier_figure(shown))
 
 
-def test_many_points_are_drawn_by_the_gpu():
-    figure = json.loads(frontier_figure(picture(4000)))
-    assert any(t["type"] == "scattergl" for t in figure["data"])
-    assert "bdata" in json.dumps(figure)
+def test_many_points_are_sent_as_bytes_and_drawn_pale():
+    few, many = (json.loads(frontier_figure(picture(n)))["data"] for n in (40, 4000))
+    assert "bdata" in json.dumps(many)
+    assert many[0]["marker"]["opacity"] < few[0]["marker"]["opacity"]
+    assert {t["type"] for t in many} == {"scatter"}, "no WebGL: not every browser has it, and an SVG export keeps points"
 
 
 def test_the_same_data_keep_the_zoom_and_other_axes_do_not():

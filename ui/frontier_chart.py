@@ -12,7 +12,7 @@ from spec.measures import Better, Measure
 from ui.charts import Figure, escape, layout, measure_axis, to_json
 from ui.theme import INK, MUTED, PAPER, colours, symbols
 
-GL_ABOVE = 1500
+CROWDED = 500  # dominated points above which they are drawn paler
 LABEL_WIDTH, LABEL_HEIGHT = 0.2, 0.065  # of the picture; labels nearer to each other than that would overlap
 LEGEND: Figure = {
     "orientation": "h",
@@ -114,7 +114,7 @@ def _dominated(picture: Picture, colour: dict[str, str], symbol: dict[str, str])
         marks = _markers(p, some, {model: colour[model]}, symbol)["symbol"]
         traces.append(
             {
-                "type": "scattergl" if len(at) > GL_ABOVE else "scatter",
+                "type": "scatter",
                 "mode": "markers",
                 "x": p.x[some].astype("f4"),
                 "y": p.y[some].astype("f4"),
@@ -122,8 +122,8 @@ def _dominated(picture: Picture, colour: dict[str, str], symbol: dict[str, str])
                 "text": list(p.card[some]),
                 "hovertemplate": "%{text}<extra></extra>",
                 "marker": {
-                    "size": 6 if len(at) <= GL_ABOVE else 5,
-                    "opacity": 0.5 if len(at) <= GL_ABOVE else 0.28,
+                    "size": 6 if len(at) <= CROWDED else 5,
+                    "opacity": 0.5 if len(at) <= CROWDED else 0.3,
                     "color": colour[model],
                     "symbol": marks if len(set(marks)) > 1 else marks[0],
                 },

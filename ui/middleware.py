@@ -1,4 +1,4 @@
-"""What every request passes first: who may connect, which headers go out, and the chart library in the page's head."""
+"""What every request passes first: who may connect, which headers go out, and where the chart library is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
 }
-_TAG = f'<script async src="{SCRIPT_PATH}"></script>'.encode()
+_TAG = f'<link rel="preload" as="script" href="{SCRIPT_PATH}">'.encode()
 
 
 class SameOrigin:
@@ -46,8 +46,9 @@ def is_same_origin(headers: Headers) -> bool:
 class Pages:
     """Adds ``HEADERS`` to every answer, and plotly.js to the head of a page.
 
-    The chart component would ask for the script only when it is drawn, a second later; this way the browser loads it
-    while it waits for the server's first words.
+    The chart component asks for the script only when it is drawn, a second later; this way the browser fetches it while
+    it waits for the server's first words. It must not run it by then: that takes a new visitor's browser two seconds, in
+    which nothing else would appear.
     """
 
     def __init__(self, app: ASGIApp) -> None:

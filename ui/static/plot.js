@@ -1,23 +1,11 @@
 // Draws one plotly figure and reports clicks and box selections. Runs again on the same node whenever the data changes,
 // so that zoom and hover survive an update. Only an id or the bounds of a box go back, never the points.
 
-// The page's head names the script already (see ui/middleware.py); it may still be on its way.
+// The page's head has the browser fetch the script early (see ui/middleware.py); it runs when the first chart wants it.
 const loadPlotly = (src) =>
   window.Plotly
     ? Promise.resolve()
     : (window.__isoquantPlotly ||= new Promise((resolve, reject) => {
-        const early = document.querySelector(`script[src="${src}"]`)
-        if (early && !early.dataset.failed) {
-          early.addEventListener("load", resolve)
-          early.addEventListener("error", () => {
-            early.dataset.failed = "yes"
-            window.__isoquantPlotly = null
-            reject(new Error("The chart library did not load; reload the page."))
-          })
-          // It may have arrived, or failed, before anybody listened.
-          const wait = setInterval(() => window.Plotly && (clearInterval(wait), resolve()), 100)
-          return
-        }
         const script = document.createElement("script")
         script.src = src
         script.onload = resolve
