@@ -101,7 +101,7 @@ def test_many_points_are_sent_as_bytes_and_drawn_pale():
     few, many = (json.loads(frontier_figure(picture(n)))["data"] for n in (40, 4000))
     assert "bdata" in json.dumps(many)
     assert many[0]["marker"]["opacity"] < few[0]["marker"]["opacity"]
-    assert {t["type"] for t in many} == {"scatter"}, "no WebGL: not every browser has it, and an SVG export keeps points"
+    assert {t["type"] for t in many} == {"scatter"}, "no WebGL, so an SVG export keeps its points"
 
 
 def test_the_same_data_keep_the_zoom_and_other_axes_do_not():

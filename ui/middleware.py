@@ -47,8 +47,8 @@ class Pages:
     """Adds ``HEADERS`` to every answer, and plotly.js to the head of a page.
 
     The chart component asks for the script only when it is drawn, a second later; this way the browser fetches it while
-    it waits for the server's first words. It must not run it by then: that takes a new visitor's browser two seconds, in
-    which nothing else would appear.
+    it waits for the server's first words. It must not run it by then: that takes a new visitor's browser two seconds,
+    in which nothing else would appear.
     """
 
     def __init__(self, app: ASGIApp) -> None:
