@@ -28,6 +28,11 @@ def spec(model="ok", limit=10):
     return RunSpec(model, task=TaskSpec(limit=limit))
 
 
+def saved(store, run_id):
+    """The problems of a run that have an answer, in order."""
+    return [a.problem_id for a in store.answers.of_run(run_id)]
+
+
 def hang(**_):
     while True:
         time.sleep(60)

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import choose, chrome, context, drawn, go, position, ready, run_id_of, stack
+from browser import choose, context, drawn, go, position, ready, run_id_of, stack
 from playwright.sync_api import expect
 
 from engine.catalog import list_models
@@ -29,23 +29,10 @@ def running(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chrome() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def profile(browser, running):
     made = context(browser, running.url)
     yield made
     made.close()
-
-
-@pytest.fixture
-def page(profile):
-    opened = profile.new_page()
-    yield opened
-    opened.close()
 
 
 def configure(page, model, *, problems, batch=8, samples=2):

@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from browser import chrome, context, drawn, go, position, ready, stack
+from browser import context, drawn, go, position, ready, stack
 from playwright.sync_api import expect
 from synthetic import fill
 
@@ -25,23 +25,10 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chrome() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def profile(browser, served):
     made = context(browser, served[0].url)
     yield made
     made.close()
-
-
-@pytest.fixture
-def page(profile):
-    opened = profile.new_page()
-    yield opened
-    opened.close()
 
 
 def drag(page, area, x0, y0, x1, y1):

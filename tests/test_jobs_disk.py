@@ -13,7 +13,7 @@ from jobs.worker import Worker
 from spec.choices import JobState
 from spec.errors import StoreError
 from store import open_store
-from tests.fake_engine import FAKE, spec
+from tests.fake_engine import FAKE, saved, spec
 from tests.patience import until
 
 
@@ -21,10 +21,6 @@ from tests.patience import until
 def store(tmp_path):
     with open_store(tmp_path / "db" / "isoquant.db") as opened:
         yield opened
-
-
-def saved(store, run_id):
-    return [a.problem_id for a in store.answers.of_run(run_id)]
 
 
 class Full(Exception):

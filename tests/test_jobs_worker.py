@@ -21,7 +21,7 @@ from spec.errors import SpecError, StoreError
 from spec.results import Answered, Phase
 from spec.run_spec import RunSpec, Runtime, TaskSpec
 from store import open_store
-from tests.fake_engine import FAKE, answer, spec
+from tests.fake_engine import FAKE, answer, saved, spec
 from tests.patience import slack, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,10 +53,6 @@ def work(store):
 @pytest.fixture
 def no_waiting(monkeypatch):
     monkeypatch.setattr("store.leases.BACKOFF_S", 0.0)
-
-
-def saved(store, run_id):
-    return [a.problem_id for a in store.answers.of_run(run_id)]
 
 
 def test_a_run_is_measured_and_saved_whole(store, work):
