@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from engine.catalog import resolve_reward
 from engine.devices import pick_device
+from engine.measure.flops import model_shape
 from engine.measure.memory import weights_bytes
 from engine.models import ModelHost
 from engine.rewards import get_reward, load_reward
@@ -151,6 +152,7 @@ def test_the_head_is_part_of_the_bill(folder, reward):
     trunk = AutoModelForCausalLM.from_pretrained(folder)
     head = sum(t.numel() for t in load_file(folder / "head.safetensors").values())
     assert reward.shape.parameters == trunk.num_parameters() + head
+    assert reward.shape.active_parameters == model_shape(trunk).active_parameters + head
     assert reward.weights_bytes == weights_bytes(trunk) + 4 * head
 
 
