@@ -117,6 +117,11 @@ def test_operands_turn_a_solution_wrong_before_its_results_do():
     solved = f"{x}*{y}={x * y}\n{a}+{b}={a + b}\n#### "
     assert turns(f"{solved}0") == solved
     assert turns(f"{a}+{b}={a + b}") is not None, "its operand is not derived yet"
+    *parts, whole = next(way for way in plans("*", (x, y)) if len(way) == 3)
+    early = turns(whole)
+    assert early is not None
+    assert "=" not in early, "its parts were not computed yet"
+    assert turns("\n".join([*parts, whole])) is None
 
 
 @given(st.lists(st.integers(1, 99), min_size=2, max_size=3), st.sampled_from("+*"))
