@@ -174,6 +174,7 @@ def test_no_row_is_pushed_past_the_context(backends):
     assert grown[1].extension == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", [Attention.SDPA, Attention.EAGER])
 @pytest.mark.parametrize("sampling", [None, Sampling(1.0)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -54,6 +54,7 @@ def test_auto_is_the_format_it_was_saved_in(tmp_path):
     assert loaded.dtype == "bf16"
 
 
+@pytest.mark.slow
 def test_a_host_keeps_models_and_drops_the_least_recently_used(tmp_path):
     host = ModelHost(keep=2)
     specs = [RunSpec(str(make_model(tmp_path / str(i), seed=i))) for i in range(3)]

@@ -243,6 +243,7 @@ def test_a_checker_that_does_not_start_ends_the_run_with_its_sentence(folders, s
         run(spec_of(folders, strategy), Absent())
 
 
+@pytest.mark.slow
 def test_checking_answers_is_no_part_of_the_time(folders):
     class Slow(LetterTask):
         def equivalent(self, a, b):

@@ -53,6 +53,7 @@ def test_a_full_disk_holds_the_answers_back_and_loses_none(store, monkeypatch, c
     assert sum("The disk is full" in r.message for r in caplog.records) == 2
 
 
+@pytest.mark.slow
 def test_time_spent_waiting_for_the_disk_is_not_held_against_the_engine(store, monkeypatch):
     monkeypatch.setattr("jobs.attempt.RETRY_WRITE_S", 0.5)
     job = store.jobs.enqueue(spec("slow", 20))

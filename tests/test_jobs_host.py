@@ -167,6 +167,7 @@ def test_cancel(engine, model, obeys, limit_s):
         assert seen[-1]["event"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_cancel_of_a_process_that_ignores_sigterm_takes_no_longer_than_2_seconds(engine):
     engine.run(spec("ignore-sigterm", 1000))
     until_answers(engine, 2)

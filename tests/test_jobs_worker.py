@@ -139,6 +139,7 @@ def test_a_run_whose_model_has_changed_since_is_not_gone_on_with(store, work):
     assert store.jobs.get(next_job.job_id).state is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_waiting")
 def test_an_engine_without_a_sign_of_life_is_ended(store, work):
     job = store.jobs.enqueue(spec("hang"))
@@ -157,12 +158,14 @@ def conduct(store, model, **options):
     return ending, store.runs.get(lease.run_id)
 
 
+@pytest.mark.slow
 def test_an_engine_that_computes_may_be_silent_for_longer(store):
     ending, run = conduct(store, "long-step", stall_s=1.0, busy_stall_s=60.0 * slack())
     assert ending.outcome is Outcome.SUCCEEDED
     assert run.state is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_an_engine_that_computes_for_ever_is_ended_too(store):
     ending, _ = conduct(store, "spin", stall_s=1.0, busy_stall_s=2.5)
     assert ending.outcome is Outcome.CRASHED
@@ -183,6 +186,7 @@ def test_a_result_that_arrives_while_the_run_is_being_stopped_is_kept(store, ord
     assert run.result.measures["n_problems"] == 10
 
 
+@pytest.mark.slow
 def test_loading_may_take_longer_than_any_silence(store, work):
     job = store.jobs.enqueue(spec("slow-load"))
     work(stall_s=1.2)
@@ -375,6 +379,7 @@ def test_the_name_tells_host_and_process(store):
     assert Worker(store.path, command=FAKE).name.endswith(f":{os.getpid()}")
 
 
+@pytest.mark.slow
 def test_a_heartbeat_that_cannot_be_written_is_tried_again(store, monkeypatch, caplog):
     opens = iter([StoreError("The disk is full."), StoreError("The disk is full.")])
 

@@ -219,6 +219,7 @@ def _orthogonalise_in_a_group(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_matrices_and_both_get_all(tmp_path):
     torch.multiprocessing.spawn(_orthogonalise_in_a_group, (str(tmp_path),), nprocs=2)
     update = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(4))
@@ -293,6 +294,7 @@ def test_the_token_in_which_a_character_lies(monkeypatch, wrong, token):
     assert prm.turning(text, None, offsets) == token
 
 
+@pytest.mark.slow
 def test_a_fitted_head_gives_what_it_was_fitted_to():
     """Planted hazards, on inputs far from mean 0 and variance 1: the head that is written finds them again."""
     rng = np.random.default_rng(0)
@@ -361,6 +363,7 @@ def test_shipped_models_load_and_end_their_answers(name):
 SIZED = {"lab-xs": 319_296, "lab-s": 1_077_504, "lab-m": 2_575_104, "lab-l": 10_192_000}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(prm.NAME not in SHIPPED, reason="the reward model is not in this copy")
 def test_shipped_reward_model_mostly_prefers_the_right_first_line():
     folder = MODELS / prm.NAME

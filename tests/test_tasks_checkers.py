@@ -176,6 +176,7 @@ def test_numbers_need_no_helper_process(monkeypatch):
     assert not MATH.equivalent("999", "1000")
 
 
+@pytest.mark.slow
 def test_endless_expression_is_given_up_and_the_next_one_is_answered():
     checker = MathChecker(cpu_limit_s=1.0)
     assert not checker.equal("9^{9^{9^{9^9}}}", "3")
@@ -203,6 +204,7 @@ def test_works_outside_the_main_thread():
     assert found == [True]
 
 
+@pytest.mark.slow
 def test_a_killed_helper_is_started_again():
     checker = MathChecker()
     assert checker.equal(r"\frac{1}{2}", "0.5")

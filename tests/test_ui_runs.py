@@ -194,6 +194,7 @@ def test_the_way_back_goes_when_there_is_nothing_to_go_back_to(ids):
     assert "is deleted" not in words(visit("runs", session=session))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "hour"), [("Asia/Tokyo", 9), ("Etc/UTC", 0), ("America/St_Johns", 20.5)])
 def test_times_are_those_of_the_reader(ids, place, hour):
     with open_store() as store:
