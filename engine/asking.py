@@ -31,7 +31,7 @@ from tasks.problem import Problem
 WARM_UP_TOKENS = 4
 CUT_SHORT = "Some answers had less room than max_new_tokens, because the model's context was full."
 CUT_SCORED = "Some solutions were longer than the reward model's context, which read and scored only their beginning."
-NO_SHARING = "This back end reads the prompt again for each sample, so flops_total equals flops_no_reuse."
+NO_SHARING = "This back end reads the prompt again for each sample: nothing is saved by what samples share."
 NO_CACHE = "the model keeps its state in a form whose size this back end cannot read"
 NOTHING_RUN = "no sequence was generated in this attempt"
 NOTHING_LEFT = "no problem was left to ask in this attempt"

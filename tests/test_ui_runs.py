@@ -53,6 +53,11 @@ def test_the_table_searches_and_filters(ids):
     failed = failed_run()
     at = visit("runs")
     assert len(at.dataframe[0].value) == len(ids) + 1
+    assert at.dataframe[0].value["Message"][0] == "The engine ended unexpectedly."
+    assert "None" not in set(at.dataframe[0].value["Message"].map(str))
+    at.pills(key="runs_state").set_value("done").run()
+    assert "Message" not in at.dataframe[0].value, "nothing to say"
+    at.pills(key="runs_state").set_value(None).run()
     assert list(visit("runs", runs_search="lab-m gsm8k").dataframe[0].value["Model"]) == ["lab-m"]
     at.text_input(key="runs_search").set_value("no such words").run()
     assert "No run matches" in words(at)

@@ -91,7 +91,7 @@ def how_many(store: Store, rows: list[dict[str, Any]], search: str, chosen: str 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows as they are drawn."""
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "State": [components.STATES[JobState(r["state"])][0] for r in rows],
             "Model": [r["model"] for r in rows],
@@ -106,6 +106,7 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "Message": [r["message"] or "" for r in rows],
         }
     ).astype({"Accuracy (%)": "float64", "Median latency (s)": "float64", "n": "Int64"})
+    return table if any(table["Message"]) else table.drop(columns="Message")
 
 
 def empty(store: Store, filtered: bool) -> None:

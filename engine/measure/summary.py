@@ -27,6 +27,13 @@ NO_ANSWERS = "no problem was answered"
 NO_TOKENS = "no token was generated"
 NO_REFERENCE = "the problems have no reference answers"
 NOT_TOLD = "the back end cannot tell"
+_SERIES = {
+    "latency_s": "latencies",
+    "ttft_s": "times to the first token",
+    "queue_s": "waits in the queue",
+    "itl_s": "times between tokens",
+    "tpot_s": "times per token",
+}
 RESUMED_SUM = "the run was resumed, and only the last of its attempts was timed and metered"
 RESUMED_PEAK = "the run was resumed, and the peak of its earlier attempts is not known"
 NO_STEADY = (
@@ -249,8 +256,8 @@ def _time(sheet: _Sheet, record: RunRecord, answered: list[Answer], notes: list[
     long = sorted(name for name, values in series.items() if len(values) > MAX_STORED_SAMPLES)
     if long:
         notes.append(
-            f"Stored samples of {', '.join(long)} are thinned evenly to {MAX_STORED_SAMPLES:,}; "
-            "percentiles were taken before."
+            f"Of {', '.join(_SERIES[name] for name in long)} an even {MAX_STORED_SAMPLES:,} values are stored; the "
+            "percentiles are of all."
         )
     return {name: thin(values) for name, values in series.items() if values}
 
