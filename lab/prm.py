@@ -103,8 +103,9 @@ def read(chosen: list[Problem], texts: list[str], device: str) -> Evidence:
     for at in tqdm(range(0, len(order), _READ_AT_ONCE), "reading", leave=False):
         rows = order[at : at + _READ_AT_ONCE]
         width = max(len(whole["input_ids"][i]) for i in rows)
-        ids = torch.tensor([whole["input_ids"][i] + [0] * (width - len(whole["input_ids"][i])) for i in rows])
-        states = model.model(input_ids=ids.to(device), use_cache=False).last_hidden_state
+        padded = [whole["input_ids"][i] + [0] * (width - len(whole["input_ids"][i])) for i in rows]
+        ids = torch.tensor(padded, device=device)
+        states = model.model(input_ids=ids, use_cache=False).last_hidden_state
         for k, i in enumerate(rows):
             start, before = starts[i], len(prompts[i])
             offsets = [(a - before, b - before) for a, b in whole["offset_mapping"][i][start:]]
