@@ -1,4 +1,4 @@
-"""The tour: a first sweep that shows what a frontier is, in about two minutes on two CPU cores."""
+"""The tour: a first sweep that shows what a frontier is, in two to three minutes on two CPU cores."""
 
 from __future__ import annotations
 
