@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -65,7 +65,9 @@ def sample(model: str, device: str) -> Path:
         sampler = Sampler(MODELS / model, device)
         texts = sampler.complete([lab_words.prompt(p) for p in chosen], TEMPERATURE, SEED, batch=256)
         rows = [{"id": p.id, "text": t} for p, t in zip(chosen, texts, strict=True)]
-        _write(path, lambda new: new.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+        new = path.with_suffix(".new")
+        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        new.replace(path)
     return path
 
 
@@ -117,28 +119,23 @@ def read(chosen: list[Problem], texts: list[str], device: str) -> Evidence:
     return Evidence(np.concatenate(found_read), np.concatenate(found_wrong))
 
 
-def evidence(model: str, device: str) -> Evidence:
-    """What the trunk reads in one model's solutions; kept in a file."""
+def evidence(model: str, device: str) -> Path:
+    """Write what the trunk reads in one model's solutions, unless it is there already."""
     path = RUNS / NAME / f"read-{weights_key(TRUNK)}-{model}-{weights_key(model)}-v{lab_words.VERSION}.npz"
     if not path.exists():
         by_id = {p.id: p for p in problems()}
         rows = [json.loads(line) for line in sample(model, device).read_text().splitlines()]
         found = read([by_id[r["id"]] for r in rows], [r["text"] for r in rows], device)
-        # An open file, or numpy would put its own ending behind the name.
-        _write(path, lambda new: _save(new, found))
-    with np.load(path) as arrays:
-        return Evidence(arrays["read"], arrays["wrong"])
+        new = path.with_stem(f"{path.stem}-new")  # numpy would put its own ending behind any other
+        np.savez(new, read=found.read, wrong=found.wrong)
+        new.replace(path)
+    return path
 
 
-def _save(path: Path, found: Evidence) -> None:
-    with path.open("wb") as file:
-        np.savez(file, read=found.read, wrong=found.wrong)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    new = path.with_suffix(".new")
-    write(new)
-    new.replace(path)
+def load(paths: list[Path]) -> Evidence:
+    """The evidence of several files as one."""
+    parts = [np.load(path) for path in paths]
+    return Evidence(*(np.concatenate([part[name] for part in parts]) for name in ("read", "wrong")))
 
 
 def fit(found: Evidence, device: str, epochs: int = EPOCHS, units: int = UNITS) -> tuple[dict, list[dict]]:
@@ -207,13 +204,12 @@ def make(device: str, workers: int) -> None:
     begin = time.monotonic()
     asked = [(model, device) for model in SAMPLED]
     if workers == 1:
-        parts = [evidence(*one) for one in asked]
+        paths = [evidence(*one) for one in asked]
     else:
         # The largest model first: it takes longest.
         with get_context("spawn").Pool(min(workers, len(asked)), _one_thread) as pool:
-            pool.starmap(_prepare, asked[::-1], chunksize=1)
-        parts = [evidence(*one) for one in asked]
-    found = Evidence(np.concatenate([p.read for p in parts]), np.concatenate([p.wrong for p in parts]))
+            paths = pool.starmap(evidence, asked[::-1], chunksize=1)[::-1]
+    found = load(paths)
     tensors, curve = fit(found, device)
     export(tensors, MODELS / NAME)
     summary = {"model": NAME, "tokens": len(found), "seconds": round(time.monotonic() - begin, 1), "device": device,
@@ -222,7 +218,3 @@ def make(device: str, workers: int) -> None:
     CURVES.mkdir(exist_ok=True)
     (CURVES / f"{NAME}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*curve, summary]))
     print(json.dumps(summary))
-
-
-def _prepare(model: str, device: str) -> None:
-    evidence(model, device)

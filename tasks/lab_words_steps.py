@@ -162,9 +162,12 @@ class Check:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._known = {i for i, q in enumerate(graph.quantities) if not q.op}
-        self._ways = {i: list(plans(q.op, graph.numbers(i))) for i, q in enumerate(graph.quantities) if q.op}
-        self._keys = {i: [[_left(e) for e in way] for way in ways] for i, ways in self._ways.items()}
-        self._seen: dict[int, set[Key]] = {i: set() for i in self._ways}
+        self._plans = {
+            i: [(plan, [_left(equation) for equation in plan]) for plan in plans(q.op, graph.numbers(i))]
+            for i, q in enumerate(graph.quantities)
+            if q.op
+        }
+        self._seen: dict[int, set[Key]] = {i: set() for i in self._plans}
 
     def take(self, line: str) -> bool:
         """Whether a line is right given what earlier lines established; adds what it establishes."""
@@ -175,12 +178,12 @@ class Check:
             return False
         key = key_of(found[0][0])
         right = False
-        for i, way in self._open():
-            if key in way[:-1]:
+        for i, _, keys in self._open():
+            if key in keys[:-1]:
                 # The parts of a plan use numbers of the quantity itself only, so their order is free.
                 self._seen[i].add(key)
                 right = True
-            elif key == way[-1] and self._seen[i].issuperset(way[:-1]):
+            elif key == keys[-1] and self._seen[i].issuperset(keys[:-1]):
                 self._known.add(i)
                 right = True
         return right
@@ -198,20 +201,17 @@ class Check:
         end = next((k for k in range(1, len(text) + 1) if not any(w.startswith(text[:k]) for w in wanted)), None)
         return start + (len(text) if end is None else end - 1)
 
-    def _open(self) -> Iterator[tuple[int, list[Key]]]:
-        """The ways towards the quantities whose operands are known."""
-        for i, ways in self._keys.items():
+    def _open(self) -> Iterator[tuple[int, Plan, list[Key]]]:
+        """The plans for the quantities whose operands are known: index, equations, the keys of their left sides."""
+        for i, ways in self._plans.items():
             if self._known.issuperset(self.graph.quantities[i].parents):
-                yield from ((i, way) for way in ways)
+                yield from ((i, plan, keys) for plan, keys in ways)
 
     def _next(self) -> Iterator[str]:
         """Every spelling of every equation that would be right now."""
-        for i, ways in self._ways.items():
-            if not self._known.issuperset(self.graph.quantities[i].parents):
-                continue
-            for way, keys in zip(ways, self._keys[i], strict=True):
-                for equation in way[:-1] if not self._seen[i].issuperset(keys[:-1]) else way:
-                    yield from _spellings(equation)
+        for i, plan, keys in self._open():
+            for equation in plan if self._seen[i].issuperset(keys[:-1]) else plan[:-1]:
+                yield from _spellings(equation)
 
 
 def _left(equation: str) -> Key:

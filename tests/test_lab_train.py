@@ -377,7 +377,7 @@ def test_shipped_reward_model_mostly_prefers_the_right_first_line():
         pairs += [(lab_words.prompt(problem), first), (lab_words.prompt(problem), wrong)]
     reward = load_reward(resolve_reward(str(folder)), torch.device("cpu"), Dtype.FP32)
     scores = np.array([s.steps[0] for s in reward.score(pairs, 64)])
-    # 97 % when this was written; a scorer that guesses stays under 63 % in 98 of 100 cases.
+    # 63 of 64 when this was written; a scorer that guesses stays under 63 % in 98 of 100 cases.
     assert (scores[::2] > scores[1::2]).mean() > 0.85
 
 

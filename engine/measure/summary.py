@@ -27,6 +27,13 @@ NO_ANSWERS = "no problem was answered"
 NO_TOKENS = "no token was generated"
 NO_REFERENCE = "the problems have no reference answers"
 NOT_TOLD = "the back end cannot tell"
+RESUMED_SUM = "the run was resumed, and only the last of its attempts was timed and metered"
+RESUMED_PEAK = "the run was resumed, and the peak of its earlier attempts is not known"
+NO_STEADY = (
+    "there was no steady state: the queue was empty before a full batch was in flight; ask more problems, "
+    "or see throughput_run_tok_s"
+)
+# What the stored series are called in a note.
 _SERIES = {
     "latency_s": "latencies",
     "ttft_s": "times to the first token",
@@ -34,12 +41,6 @@ _SERIES = {
     "itl_s": "times between tokens",
     "tpot_s": "times per token",
 }
-RESUMED_SUM = "the run was resumed, and only the last of its attempts was timed and metered"
-RESUMED_PEAK = "the run was resumed, and the peak of its earlier attempts is not known"
-NO_STEADY = (
-    "there was no steady state: the queue was empty before a full batch was in flight; ask more problems, "
-    "or see throughput_run_tok_s"
-)
 
 
 @dataclass(frozen=True, slots=True)
