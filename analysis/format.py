@@ -10,7 +10,7 @@ MISSING = "n/a"
 _PREFIXES = {-4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E"}
 # Units of what is counted, where a thousandth has no name: 0.5 tokens, not 500 m tokens.
 _COUNTED = frozenset({"tokens", "tokens/s", "FLOP", "FLOP/s", "B", "B/s"})
-SHARES = frozenset({"accuracy", "accuracy_low", "accuracy_high", "pass_at_n"})
+SHARES = frozenset({"accuracy", "accuracy_low", "accuracy_high", "pass_at_n", "acceptance_rate"})
 
 
 def si(value: float | None, unit: str = "") -> str:

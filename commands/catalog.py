@@ -10,11 +10,13 @@ from analysis.format import si
 from commands.options import Json
 from commands.output import print_json, print_table, say
 from engine.catalog import ModelInfo, list_models, list_rewards
+from spec.errors import unknown
 from spec.parameters import Parameter, parameters
-from spec.strategy import STRATEGIES
+from spec.strategy import STRATEGIES, Strategy
 from tasks.registry import TASKS
 
 Folders = Annotated[list[str] | None, typer.Option("--dir", help="Also list the model folders in this folder.")]
+Name = Annotated[str | None, typer.Argument(help="The strategy to describe; all where none is named.")]
 
 
 def models(folders: Folders = None, json: Json = False) -> None:
@@ -62,22 +64,32 @@ def _jsonable(value: object) -> object:
     return list(value) if isinstance(value, (tuple, range)) else value
 
 
-def strategies(json: Json = False) -> None:
-    """List the decoding strategies with their parameters."""
+def strategies(name: Name = None, json: Json = False) -> None:
+    """List the decoding strategies with their parameters, or describe one."""
+    if name is not None and name not in STRATEGIES:
+        raise unknown("strategy", name, STRATEGIES)
+    found = [STRATEGIES[name]] if name is not None else list(STRATEGIES.values())
     if json:
-        print_json(
-            [
-                {"name": s.name, "summary": s.summary, "parameters": [_parameter(p) for p in parameters(s)]}
-                for s in STRATEGIES.values()
-            ]
-        )
+        print_json([_strategy(s) for s in found])
         return
-    for strategy in STRATEGIES.values():
+    for strategy in found:
         say(f"{strategy.name}: {strategy.summary}")
+        if strategy.source:
+            say(f"  {strategy.source}")
         rows = [(f"  {p.name}", p.default, p.allowed, p.help) for p in parameters(strategy)]
         if rows:
             print_table(("  parameter", "default", "allowed", ""), rows)
         say("")
+
+
+def _strategy(strategy: type[Strategy]) -> dict[str, object]:
+    return {
+        "name": strategy.name,
+        "summary": strategy.summary,
+        "source": strategy.source,
+        "needs_runtime": strategy.needs_runtime,
+        "parameters": [_parameter(p) for p in parameters(strategy)],
+    }
 
 
 def _parameter(p: Parameter) -> dict[str, object]:

@@ -21,7 +21,7 @@ from engine.measure.hardware import gpus
 from spec.parameters import Parameter, parameters
 from spec.paths import expand
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
-from spec.strategy import parse_strategy
+from spec.strategy import LOGPROB, parse_strategy
 from tasks.registry import check_votes, load_task
 
 PARTS: dict[str, type] = {"precision": Precision, "runtime": Runtime, "task": TaskSpec, "": RunSpec}
@@ -111,10 +111,16 @@ def make_spec(model: str, strategy: str = "greedy", skip_bad: bool = False, **op
     if "name" in data["task"]:
         data["task"]["name"] = _absolute_task(data["task"]["name"])
     data["model"] = _absolute_model(model)
-    data["strategy"] = parse_strategy(strategy).to_dict()
-    if "reward" in data["strategy"]:
-        data["strategy"]["reward"] = _absolute_model(data["strategy"]["reward"])
+    data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict())
     return RunSpec.from_dict(data)
+
+
+def _absolute_models(strategy: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a strategy, the folders of its models and of its reward model by their full path."""
+    for name in ("reward", "draft", "small", "others"):
+        if name in strategy and strategy[name] != LOGPROB:
+            strategy[name] = "+".join(_absolute_model(model) for model in strategy[name].split("+"))
+    return strategy
 
 
 def _absolute_task(name: str) -> str:
@@ -140,7 +146,9 @@ def check(spec: RunSpec) -> list[str]:
     """
     check_votes(spec)
     resolve(spec.model)
-    if hasattr(spec.strategy, "reward"):
-        resolve_reward(spec.strategy.reward)
+    for name in spec.strategy.models:
+        resolve(name)
+    if spec.strategy.reward_name is not None:
+        resolve_reward(spec.strategy.reward_name)
     gpu_index(spec.runtime.device, len(gpus()))
     return list(getattr(load_task(spec.task), "skipped", ()))

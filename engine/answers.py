@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.decoding.requests import Outcome
-from engine.scheduler import Job
+from engine.job import Job
 from spec.errors import IsoquantError, shorten
 from spec.results import Answer, Candidate
 
@@ -58,14 +58,14 @@ class Grader:
 
 def answer_of(job: Job, grader: Grader) -> Answer:
     """The record of a job that has ended, checked against the reference answer."""
-    error, candidates, chosen = job.error, (), None
+    error, candidates, chosen, account = job.error, (), None, job.account
     if job.outcome is not None:
         candidates, chosen = _checked(job.outcome, job.problem.answer, grader), job.outcome.chosen
     final = candidates[chosen].answer if chosen is not None else None
     first_tokens = [t.token_s[0] for t in job.timings if t.token_s]
     return Answer(
         problem_id=job.problem.id,
-        repeat=job.repeat,
+        repeat=job.asked.repeat,
         question=job.problem.question,
         reference=job.problem.answer,
         level=job.problem.level,
@@ -73,12 +73,21 @@ def answer_of(job: Job, grader: Grader) -> Answer:
         correct=_is_correct(candidates, chosen, job) if error is None else None,
         chosen=chosen,
         candidates=candidates,
-        tokens_prompt=job.tokens_prompt,
-        tokens_generated=job.tokens_generated,
-        tokens_verifier=job.tokens_verifier,
+        tokens_prompt=account.tokens_prompt,
+        tokens_generated=account.tokens_generated,
+        tokens_verifier=account.tokens_verifier,
         latency_s=job.finished_s - job.admitted_s if error is None else None,
         ttft_s=min(first_tokens) - job.admitted_s if first_tokens else None,
         error=error,
+        tokens_cached=account.tokens_cached,
+        tokens_drafted=account.tokens_drafted,
+        tokens_accepted=account.tokens_accepted,
+        target_passes=account.target_passes,
+        flops_generated=account.flops_generated,
+        flops_total=account.flops_total,
+        flops_no_reuse=account.flops_no_reuse,
+        exits=tuple(sorted(account.exits.items())),
+        tree=job.outcome.tree if job.outcome is not None else (),
     )
 
 

@@ -9,26 +9,32 @@ from dataclasses import replace
 from typing import Any
 
 from engine.answers import Grader, answer_of
+from engine.backends.opening import open_backend
+from engine.backends.rows import Backend as OpenBackend
 from engine.backends.rows import Row
-from engine.backends.transformers import TransformersBackend
-from engine.decoding import begin
+from engine.decoding import begin, shared_state
 from engine.decoding.requests import Question, Search
 from engine.devices import check_fits
+from engine.job import Asked, Job, Prompts
+from engine.measure.account import Account, Shapes
 from engine.measure.memory import RssMeter
 from engine.measure.sensors import energy_meter
 from engine.measure.summary import RunRecord
 from engine.measure.time import SequenceTiming, now, paused, synchronise
 from engine.progress import Reporter
 from engine.prompts import Prompt, PromptMaker
-from engine.sampling import Sampling
-from engine.scheduler import Job, Scheduler
+from engine.sampling import Sampling, stream_key
+from engine.scheduler import Judge as OpenJudge
+from engine.scheduler import Scheduler
 from engine.setup import Setup
+from spec.choices import Backend
 from spec.errors import InputError
 from spec.results import Answer, Phase
 from spec.strategy import Sample
 from tasks.problem import Problem
 
 WARM_UP_TOKENS = 4
+OWN_NUMBERS = -1  # the stream of a problem's random numbers that belong to no sequence
 CUT_SHORT = "Some answers had less room than max_new_tokens, because the model's context was full."
 CUT_SCORED = "Some solutions were longer than the reward model's context, which read and scored only their beginning."
 NO_SHARING = "This back end reads the prompt again for each sample: nothing is saved by what samples share."
@@ -49,41 +55,54 @@ class Asking:
         self._setup = setup
         self._earlier = list(earlier)
         self._grader = Grader(task)
-        self._prompts = PromptMaker(task, spec.task, setup.loaded)
+        self._prompts = {name: PromptMaker(task, spec.task, loaded) for name, loaded in setup.models.items()}
+        self._contexts = {name: loaded.context for name, loaded in setup.models.items()}
         self._max_new_tokens = spec.task.max_new_tokens or task.default_max_new_tokens
-        self._prompts.check_room(problems, self._max_new_tokens)
+        for maker in self._prompts.values():
+            maker.check_room(problems, self._max_new_tokens)
         done = {(a.repeat, a.problem_id) for a in earlier}
         self._todo = [(r, p) for r in range(spec.repeats) for p in problems if (r, p.id) not in done]
-        self._backend = TransformersBackend(setup.loaded)
+        self._shared = shared_state(spec.strategy)
         total = len(problems) * spec.repeats
         self._reporter = Reporter(total, self._earlier, setup.on_event, setup.cancelled)
+        draft = setup.others.get(spec.strategy.draft_name or "")
+        self._shapes = Shapes(
+            {name: loaded.shape for name, loaded in setup.models.items()},
+            draft=draft.shape if draft else None,
+            verifier=setup.reward.shape if setup.reward else None,
+        )
 
     def measure(self) -> tuple[RunRecord, str | None]:
         """The record of the run and an example of its prompts. Raises SpecError, DoesNotFitError, Cancelled."""
         setup = self._setup
         prompts = self._first_prompts()
-        warmup_s = self._warm_up(prompts) if prompts else None
-        answers, timings = list(self._earlier), list[SequenceTiming]()
-        setup.on_event(Phase("measure", f"{len(self._todo)} problems"))
-        scheduler = Scheduler(self._backend, setup.reward, setup.spec.runtime.batch_size, self._reporter.step)
-        with energy_meter(setup.device) as energy, RssMeter() as rss:
-            self._reporter.start()
-            started = now()
-            for job in scheduler.run(self._jobs()):
-                with paused():  # checking and storing an answer is no part of giving it
-                    answers.append(self._answer(job))
-                    timings += job.timings
-                    self._reporter.answered(answers[-1])
-            synchronise(setup.device)
-            wall_s = now() - started
+        started = now()
+        longest = max((len(p.ids) for p in prompts), default=1) + self._max_new_tokens
+        with open_backend(setup, longest) as (backend, judge):
+            setup.ran = backend.attention
+            warmup_s = now() - started + self._warm_up(backend, judge, prompts) if prompts else None
+            answers, timings = list(self._earlier), list[SequenceTiming]()
+            setup.on_event(Phase("measure", f"{len(self._todo)} problems"))
+            scheduler = Scheduler(backend, judge, self._reporter.step)
+            with energy_meter(setup.device) as energy, RssMeter() as rss:
+                self._reporter.start()
+                started = now()
+                for job in scheduler.run(self._jobs()):
+                    with paused():  # checking and storing an answer is no part of giving it
+                        answers.append(self._answer(job))
+                        timings += job.timings
+                        self._reporter.answered(answers[-1])
+                synchronise(setup.device)
+                wall_s = now() - started
+            kv = backend.kv_bytes_peak
         self._reporter.finish()
-        if setup.spec.strategy.samples > 1:
+        if setup.spec.strategy.samples > 1 and setup.spec.runtime.backend is Backend.TRANSFORMERS:
             setup.note(NO_SHARING)
         if self._grader.note:
             setup.note(self._grader.note)
-        kv, lacking = self._backend.kv_bytes_peak, NO_CACHE if timings else NOTHING_RUN
+        lacking = NO_CACHE if timings else NOTHING_RUN
         record = setup.record(
-            *(wall_s, warmup_s, energy.reading, rss.peak, kv),
+            *(wall_s, warmup_s, energy.reading, rss.peak, kv if timings else None),
             answers=answers,
             timings=timings,
             earlier=len(self._earlier),
@@ -92,20 +111,30 @@ class Asking:
         return record, prompts[0].text if prompts else None
 
     def _jobs(self) -> Iterator[Job]:
-        setup = self._setup
+        seed = self._setup.spec.seed
         for repeat, problem in self._todo:
-            yield Job(problem, repeat, setup.spec.seed, setup.loaded.context, lambda p=problem: self._begin(p))
+            begin = lambda p=problem, r=repeat: self._begin(p, r)  # noqa: E731
+            yield Job(Asked(problem, repeat, seed, self._contexts, begin), Account(self._shapes))
 
-    def _begin(self, problem: Problem) -> tuple[Prompt, Search]:
-        meaning = self._setup.loaded.has_meaning
+    def _begin(self, problem: Problem, repeat: int) -> tuple[Prompts, Search]:
+        setup = self._setup
+        loaded, tokenizer = setup.loaded, setup.loaded.tokenizer
         question = Question(
             problem=problem,
             max_new_tokens=self._max_new_tokens,
-            stop=tuple(self._setup.task.stop),
-            extract=self._grader.extract if meaning else _no_answer,
+            stop=tuple(setup.task.stop),
+            extract=self._grader.extract if loaded.has_meaning else _no_answer,
             equivalent=self._grader.equivalent,
+            step=setup.task.step,
+            encode=lambda text: tuple(tokenizer.encode_plain(text)),
+            decode=lambda ids: tokenizer.decode(list(ids)),
+            is_end=lambda token: token in tokenizer.stop_ids,
+            shared=self._shared,
+            key=stream_key(setup.spec.seed, repeat, problem.id, OWN_NUMBERS),
+            layers=loaded.shape.layers or None,
         )
-        return self._prompts.make(problem), begin(question, self._setup.spec.strategy)
+        prompts = {name: maker.make(problem) for name, maker in self._prompts.items()}
+        return prompts, begin(question, setup.spec.strategy)
 
     def _answer(self, job: Job) -> Answer:
         if job.cut_short:
@@ -126,30 +155,35 @@ class Asking:
             if len(prompts) == wanted:
                 break
             with contextlib.suppress(InputError):
-                prompts.append(self._prompts.make(problem))
+                prompts.append(self._prompts[None].make(problem))
         return prompts
 
-    def _warm_up(self, prompts: Sequence[Prompt]) -> float:
+    def _warm_up(self, backend: OpenBackend, judge: OpenJudge | None, prompts: Sequence[Prompt]) -> float:
         """Run a batch of the first batch's shape for a few tokens, unmeasured; returns its seconds."""
         setup, spec = self._setup, self._setup.spec
-        copies = (p for p in prompts for _ in range(spec.strategy.samples))
+        copies = ((i, p) for i, p in enumerate(prompts) for _ in range(spec.strategy.samples))
         batch = list(itertools.islice(copies, spec.runtime.batch_size))
-        self._check_memory(batch)
+        self._check_memory([p for _, p in batch])
         setup.on_event(Phase("warmup", f"A first batch of {len(batch)} sequences, not measured"))
         started = now()
         sampling = Sampling.of(spec.strategy) if isinstance(spec.strategy, Sample) else None
-        room = min(WARM_UP_TOKENS, self._max_new_tokens, *(self._room(p) for p in batch))
-        rows = [Row(p.ids, room, sampling, 0, 0, tuple(setup.task.stop)) for p in batch]
-        grown = self._backend.extend(rows, self._reporter.poll)
-        if setup.reward:
+        room = min(WARM_UP_TOKENS, self._max_new_tokens, *(self._room(p) for _, p in batch))
+        backend.submit([Row(p.ids, room, sampling, 0, 0, tuple(setup.task.stop), (i,)) for i, p in batch])
+        texts = {}
+        while backend.busy:
+            for row, grown in backend.step(self._reporter.poll):
+                texts[row] = grown.extension.text
+        if judge is not None:
             # As long as the answers may get, for a reward model's first batch of a new length is slow.
             times = max(1, self._max_new_tokens // WARM_UP_TOKENS)
-            pairs = [(p.bare, g.extension.text * times) for p, g in zip(batch, grown, strict=True)]
-            setup.reward.score(pairs, spec.runtime.batch_size, lambda: self._reporter.poll(0))
+            pairs = [(p.bare, text * times) for (_, p), text in zip(batch, texts.values(), strict=True)]
+            judge.score(pairs, self._reporter.poll)
         if setup.loaded.has_meaning:
             self._grader.warm_up()
         synchronise(setup.device)
-        self._backend.kv_bytes_peak = None
+        backend.forget()
+        if judge is not None:
+            judge.forget()
         return now() - started
 
     def _room(self, prompt: Prompt) -> int:

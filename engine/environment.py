@@ -13,9 +13,14 @@ from spec.run_spec import RunSpec
 
 
 def environment(
-    spec: RunSpec, loaded: LoadedModel, reward: RewardModel | None, task: Any, prompt: str | None
+    spec: RunSpec,
+    loaded: LoadedModel,
+    reward: RewardModel | None,
+    task: Any,
+    prompt: str | None,
+    attention: str | None = None,
 ) -> dict[str, Any]:
-    """Plain JSON types; ``prompt`` is the first prompt as it was put to the model."""
+    """Plain JSON types; ``prompt`` is the first prompt as it was put to the model, ``attention`` that of a back end."""
     on_gpu = loaded.device.type == "cuda"
     return {
         **fingerprint(),
@@ -25,7 +30,7 @@ def environment(
         "threads": None if on_gpu else torch.get_num_threads(),
         "cuda": torch.version.cuda if on_gpu else None,
         "dtype": str(loaded.dtype),
-        "attention": loaded.attention,
+        "attention": attention or loaded.attention,
         "model_kind": loaded.kind,
         "model_fingerprint": loaded.fingerprint,
         "model_parameters": loaded.shape.parameters,

@@ -37,14 +37,17 @@ STEP_END = "\n"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores from 0 to 1 of one solution's steps, and the tokens the reward model processed for them.
+    """Scores from 0 to 1 of one solution's steps.
 
-    ``cut``: the solution is longer than the reward model's context, and what stands beyond it was not read.
+    ``tokens``: of prompt and solution as far as they were read; ``spans``: (first, end) runs of them that were
+    processed for it, the rest was found computed. ``cut``: the solution is longer than the reward model's context, and
+    what stands beyond it was not read.
     """
 
     steps: tuple[float, ...]
     tokens: int
     cut: bool = False
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ class RewardModel:
             on_batch()
             batch = order[start : start + batch_size]
             for index, steps in zip(batch, self._run([read[i] for i in batch]), strict=True):
-                found[index] = Scored(steps, len(read[index].ids), read[index].cut)
+                length = len(read[index].ids)
+                found[index] = Scored(steps, length, read[index].cut, ((0, length),))
         return [s for s in found if s is not None]
 
     def _read(self, prompt: str, text: str) -> _Read:
@@ -127,6 +131,24 @@ class RewardModel:
         survived = torch.split(self.head.log_survival(read), [max(0, len(r.ids) - r.start) for r in batch])
         scores = [part.cumsum(0).exp().tolist() for part in survived]
         return [tuple(row[at - r.start] for at in r.ends) for row, r in zip(scores, batch, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedJudge:
+    """A reward model that reads every solution for itself, in padded batches; see ``engine.scheduler.Judge``."""
+
+    reward: RewardModel
+    batch_size: int
+
+    def score(self, items: list[tuple[str, str]], on_step: Callable[[int], None]) -> list[Scored]:
+        """See Judge."""
+        return self.reward.score(items, self.batch_size, lambda: on_step(0))
+
+    def forget(self) -> None:
+        """See Judge: nothing is kept."""
+
+    def close(self) -> None:
+        """See Judge."""
 
 
 @dataclass(frozen=True, slots=True)

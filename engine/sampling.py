@@ -20,6 +20,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -33,21 +34,35 @@ _BITS = 48  # of the uniform number: u * total < total holds in float64 for ever
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 filter nothing."""
+    """How the next token is drawn; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and a penalty of 1 filter nothing."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @classmethod
     def of(cls, strategy: Sample) -> Sampling:
         """The sampling parameters of a strategy."""
-        return cls(strategy.temperature, strategy.top_k, strategy.top_p, strategy.min_p)
+        return cls(
+            strategy.temperature,
+            strategy.top_k,
+            strategy.top_p,
+            strategy.min_p,
+            getattr(strategy, "repetition_penalty", 1.0),
+        )
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether the filters need to know what came before."""
+        return self.repetition_penalty != 1.0
 
     def filters(self) -> LogitsProcessorList:
-        """Temperature, top-k, top-p, min-p: transformers' filters in the order of its ``generate``."""
+        """Repetition penalty, temperature, top-k, top-p, min-p: transformers' own, in the order of its ``generate``."""
         chosen: list[LogitsProcessor] = []
+        if self.repetition_penalty != 1.0:
+            chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.temperature != 1.0:
             chosen.append(TemperatureLogitsWarper(self.temperature))
         if self.top_k > 0:

@@ -22,6 +22,10 @@ class Tokenizer(Protocol):
         """Token ids of a prompt, special tokens included."""
         ...
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text that stands inside another: no special tokens."""
+        ...
+
     def encode_chat(self, message: str) -> list[int]:
         """Token ids of one user message in the model's chat form; InputError where it has none."""
         ...
@@ -47,6 +51,10 @@ class ModelTokenizer:
     def encode(self, text: str) -> list[int]:
         """See Tokenizer."""
         return list(self.inner(text)["input_ids"])
+
+    def encode_plain(self, text: str) -> list[int]:
+        """See Tokenizer."""
+        return list(self.inner(text, add_special_tokens=False)["input_ids"])
 
     def encode_chat(self, message: str) -> list[int]:
         """See Tokenizer."""
@@ -80,7 +88,11 @@ class SyntheticTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """See Tokenizer; an empty text is one token, for a model needs something to read."""
-        return [self._id(p) for p in self._pieces.findall(text)] or [1]
+        return self.encode_plain(text) or [1]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """See Tokenizer."""
+        return [self._id(p) for p in self._pieces.findall(text)]
 
     def encode_chat(self, message: str) -> list[int]:
         """A shape has no chat form."""

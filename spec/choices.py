@@ -11,8 +11,9 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Backend(StrEnum):
-    """What executes the spec."""
+    """What executes the spec: our own runtime, or transformers' ``generate``, the baseline."""
 
+    ISOQUANT = "isoquant"
     TRANSFORMERS = "transformers"
 
 
@@ -40,19 +41,40 @@ class Attention(StrEnum):
 
 
 class Batching(StrEnum):
-    """``static``: a batch is filled once and runs until its last sequence ends."""
+    """How sequences share batches.
 
+    ``continuous``: a place that becomes free is filled at once; ``static``: a batch is filled once and runs until its
+    last sequence ends; ``auto``: continuous where the back end can.
+    """
+
+    AUTO = "auto"
+    CONTINUOUS = "continuous"
     STATIC = "static"
+
+
+class Caching(StrEnum):
+    """What of the keys and values once computed is used again.
+
+    ``prefix``: what samples, branches and problems have in common is computed once; ``sequence``: each sequence keeps
+    its own; ``off``: nothing, each token reads the whole text anew; ``auto``: prefix where the back end can.
+    """
+
+    AUTO = "auto"
+    PREFIX = "prefix"
+    SEQUENCE = "sequence"
+    OFF = "off"
 
 
 class PromptStyle(StrEnum):
     """How a question becomes a prompt.
 
-    ``zero-shot``: the task's own prompt; ``few-shot``: worked examples first; ``chat``: the zero-shot text as a user
-    message through the model's chat template.
+    ``zero-shot``: the task's own prompt, which lets the model think step by step; ``direct``: the same with the
+    beginning of an answer behind it, so that no step is written; ``few-shot``: worked examples first; ``chat``: the
+    zero-shot text as a user message through the model's chat template.
     """
 
     ZERO_SHOT = "zero-shot"
+    DIRECT = "direct"
     FEW_SHOT = "few-shot"
     CHAT = "chat"
 
@@ -73,6 +95,66 @@ class Aggregate(StrEnum):
     MIN = "min"
     PROD = "prod"
     MEAN = "mean"
+
+
+class Vote(StrEnum):
+    """How one answer is chosen from several candidates."""
+
+    WEIGHTED = "weighted"
+    MAJORITY = "majority"
+    BEST = "best"
+
+
+class StopRule(StrEnum):
+    """When adaptive voting stops to draw: the outcome cannot change any more, or hardly will."""
+
+    CERTAIN = "certain"
+    POSTERIOR = "posterior"
+
+
+class Duplicates(StrEnum):
+    """What a beam search does with a step whose text another one of the same round has."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
+class ExitRule(StrEnum):
+    """What must reach the threshold for a token to leave the model early: its probability, or its lead."""
+
+    PROBABILITY = "probability"
+    MARGIN = "margin"
+
+
+class ExitPolicy(StrEnum):
+    """Who sets the threshold of the early exit: the spec, or a bandit that learns it during the run."""
+
+    FIXED = "fixed"
+    BANDIT = "bandit"
+
+
+class Fate(StrEnum):
+    """What became of a step of a search tree."""
+
+    EXPANDED = "expanded"
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    CUT = "cut"
+    DUPLICATE = "duplicate"
+
+    @property
+    def words(self) -> str:
+        """What it is called in front of people."""
+        return _FATE_WORDS[self]
+
+
+_FATE_WORDS = {
+    Fate.EXPANDED: "continued",
+    Fate.FINISHED: "ended its solution",
+    Fate.PRUNED: "dropped: others scored better",
+    Fate.CUT: "cut: the longest solution or the last round was reached",
+    Fate.DUPLICATE: "dropped: the same text as another",
+}
 
 
 class EnergyMethod(StrEnum):

@@ -58,8 +58,8 @@ def _e(name: str, label: str, unit: str, better: Better, formula: str) -> Measur
     return Measure(name, label, unit, better, Group.ENERGY, formula)
 
 
-def _c(name: str, label: str, unit: str, formula: str, integer: bool = False) -> Measure:
-    return Measure(name, label, unit, Better.LOWER, Group.COMPUTE, formula, integer)
+def _c(name: str, label: str, unit: str, formula: str, integer: bool = False, better: Better = Better.LOWER) -> Measure:
+    return Measure(name, label, unit, better, Group.COMPUTE, formula, integer)
 
 
 def _m(name: str, label: str, formula: str) -> Measure:
@@ -114,9 +114,35 @@ MEASURES: dict[str, Measure] = {
         _e("j_per_token", "Energy per token", "J", L, "energy_j / generated tokens"),
         _e("j_per_problem", "Energy per problem", "J", L, "energy_j / problems answered"),
         _e("j_per_correct", "Energy per correct answer", "J", L, "energy_j / correct answers; n/a if none is correct"),
-        _c("tokens_prompt", "Prompt tokens", "tokens", "prompt tokens processed", integer=True),
+        _c("tokens_prompt", "Prompt tokens", "tokens", "prompt and path tokens read before generating", integer=True),
+        _c(
+            "tokens_cached",
+            "Cached tokens",
+            "tokens",
+            "prompt and path tokens found computed already",
+            integer=True,
+            better=N,
+        ),
         _c("tokens_generated", "Generated tokens", "tokens", "every token generated, kept or discarded", integer=True),
         _c("tokens_verifier", "Verifier tokens", "tokens", "tokens processed by reward models", integer=True),
+        _c("tokens_drafted", "Drafted tokens", "tokens", "tokens that a draft proposed", integer=True, better=N),
+        _c(
+            "tokens_accepted",
+            "Accepted tokens",
+            "tokens",
+            "drafted tokens that the model took over",
+            integer=True,
+            better=N,
+        ),
+        _c("acceptance_rate", "Acceptance rate", "", "tokens_accepted / tokens_drafted", better=H),
+        _c(
+            "tokens_per_pass",
+            "Tokens per pass",
+            "tokens",
+            "generated tokens of the problems with drafts / passes of the model that verified a draft",
+            better=H,
+        ),
+        _c("mean_exit_layers", "Layers per token", "layers", "mean number of layers that a token took", better=L),
         _c("flops_generated", "Compute, generated", "FLOP", "2 N T: N active parameters, T generated tokens"),
         _c(
             "flops_total",

@@ -16,7 +16,8 @@ class Candidate:
 
     ``answer`` is None where none could be read from the text: such a candidate never votes. ``score`` is the reward
     model's aggregate from 0 to 1, ``step_scores`` its parts; both None / empty without a reward model.
-    ``finish`` is ``stop`` or ``length``.
+    ``finish`` is ``stop`` or ``length``. ``model`` names who wrote it, where that is not the run's model. ``node`` is
+    the index of its last step in the answer's ``tree``.
     """
 
     text: str
@@ -26,6 +27,31 @@ class Candidate:
     finish: str
     score: float | None = None
     step_scores: tuple[float, ...] = ()
+    model: str | None = None
+    node: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One step of a search tree.
+
+    Attributes:
+        parent: index of the step before it in the same tree; None for a first step.
+        depth: 1 for a first step.
+        text: of this step alone; ``tokens`` generated for it, ``seconds`` from its start to its last token.
+        score: the reward model's for this step, from 0 to 1; None where nobody scored it.
+        fate: what became of it, a word of ``spec.choices.Fate``.
+        note: figures of the strategy's decision, e.g. ``3 of 16 continuations`` or ``visits 5, value 0.71``.
+    """
+
+    parent: int | None
+    depth: int
+    text: str
+    tokens: int
+    seconds: float
+    score: float | None = None
+    fate: str = "expanded"
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +60,11 @@ class Answer:
 
     ``chosen`` is the index of the candidate whose answer was given; None when no candidate had one.
     ``latency_s``: strategy starts on the problem to final answer. ``error`` is set when the problem failed.
+
+    Work: ``tokens_prompt`` were read before generating went on, ``tokens_cached`` of the same kind were found computed
+    already, ``tokens_generated`` were written (draft models excluded), ``tokens_verifier`` read by reward models. The
+    three accountings of compute are those of ``engine.measure.flops``; None where parameters are not known.
+    ``target_passes``: passes of a model that verified a draft. ``exits``: layers taken -> tokens that took so many.
     """
 
     problem_id: str
@@ -51,6 +82,15 @@ class Answer:
     latency_s: float | None
     ttft_s: float | None
     error: str | None = None
+    tokens_cached: int = 0
+    tokens_drafted: int = 0
+    tokens_accepted: int = 0
+    target_passes: int = 0
+    flops_generated: float | None = None
+    flops_total: float | None = None
+    flops_no_reuse: float | None = None
+    exits: tuple[tuple[int, int], ...] = ()
+    tree: tuple[Node, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -63,6 +103,8 @@ class Answer:
         values["candidates"] = tuple(
             Candidate(**(c | {"step_scores": tuple(c.get("step_scores", ()))})) for c in values["candidates"]
         )
+        values["tree"] = tuple(Node(**node) for node in values.get("tree", ()))
+        values["exits"] = tuple((layers, tokens) for layers, tokens in values.get("exits", ()))
         return cls(**values)
 
 

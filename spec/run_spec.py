@@ -14,12 +14,12 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from spec.choices import Attention, Backend, Batching, Checker, Dtype, KvDtype, PromptStyle
+from spec.choices import Attention, Backend, Batching, Caching, Checker, Dtype, KvDtype, PromptStyle
 from spec.errors import SpecError, shorten
 from spec.parameters import build, parameter, validate
 from spec.strategy import Greedy, Strategy, strategy_from_dict
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 MAX_TEXT = 4096
 MAX_SEED = 2**53 - 1  # what JSON and a browser hold as a whole number
 
@@ -39,13 +39,25 @@ class Precision:
 class Runtime:
     """How the work is laid on the machine."""
 
-    backend: Backend = parameter(Backend.TRANSFORMERS, help="What executes the run.")
+    backend: Backend = parameter(
+        Backend.ISOQUANT, help="What executes the run: Isoquant's own runtime, or transformers' generate, the baseline."
+    )
     device: str = parameter("auto", help="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     batch_size: int = parameter(32, low=1, high=65536, help="Most sequences in flight at once.")
     batching: Batching = parameter(
-        Batching.STATIC, help="static: a batch is filled once and runs until its last sequence ends."
+        Batching.AUTO,
+        help="continuous: a free place is filled at once; static: a batch runs until its last sequence ends.",
     )
-    attention: Attention = parameter(Attention.AUTO, help="Attention implementation.")
+    caching: Caching = parameter(
+        Caching.AUTO,
+        help="What is computed once: prefix, what sequences have in common too; sequence, each its own; off, nothing.",
+    )
+    chunk: int = parameter(
+        512, low=16, high=1_000_000, help="Most tokens of one step of the isoquant back end: longer prompts are cut."
+    )
+    attention: Attention = parameter(
+        Attention.AUTO, help="Attention implementation; auto is the back end's own, paged on isoquant."
+    )
 
     def __post_init__(self) -> None:
         validate(self, "runtime")
@@ -53,6 +65,22 @@ class Runtime:
         if not (self.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())):
             raise SpecError(
                 f"Unknown device {shorten(self.device)}; use auto, cpu, cuda or cuda:0.", field="runtime.device"
+            )
+        own = self.backend is Backend.ISOQUANT
+        if own and self.attention is not Attention.AUTO:
+            raise SpecError(
+                f"The isoquant back end has its own attention; {self.attention} runs on the back end transformers.",
+                field="runtime.attention",
+            )
+        if not own and self.batching is Batching.CONTINUOUS:
+            raise SpecError(
+                "The transformers back end fills a batch once; continuous batches run on the back end isoquant.",
+                field="runtime.batching",
+            )
+        if not own and self.caching is Caching.PREFIX:
+            raise SpecError(
+                "The transformers back end shares no prefixes; they are shared on the back end isoquant.",
+                field="runtime.caching",
             )
 
 
@@ -125,6 +153,12 @@ class RunSpec:
                 field="model",
             )
         validate(self, "spec")
+        if self.strategy.needs_runtime and self.runtime.backend is not Backend.ISOQUANT:
+            raise SpecError(
+                f"The strategy {self.strategy.name} reaches into the forward pass, which only the isoquant back end "
+                "allows.",
+                field="runtime.backend",
+            )
         if self.task.kind == "perplexity" and not isinstance(self.strategy, Greedy):
             raise SpecError(
                 f"Perplexity scores a text and generates nothing, so the strategy {self.strategy.name!r} has no "

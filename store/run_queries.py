@@ -81,6 +81,24 @@ class RunQueries:
         )
         return dict(zip(("x", "y", *columns), self._connection.columns(sql, values, len(names)), strict=True))
 
+    def of_each(
+        self, group: Sequence[str], largest: str, columns: Sequence[str], filters: Filters | None = None
+    ) -> dict[str, list[Any]]:
+        """Of the succeeded runs that agree in ``group`` the one with the largest number ``largest``, else the newest.
+
+        As columns, like ``frontier_rows``; ``count`` says how many runs each stands for.
+        """
+        names = [column(c, self.columns) for c in columns]
+        condition, values = where(filters, self.columns)
+        # One number that orders by both and gives the id back: ids stay below 2^33.
+        sql = (
+            f"SELECT {', '.join(names)}, many FROM (SELECT count(*) AS many, "
+            f"max((coalesce({column(largest, self.columns)}, 0) << 33) + id) & ((1 << 33) - 1) AS best FROM runs "
+            f"WHERE state = '{JobState.SUCCEEDED}' AND {NOT_DELETED}{condition} "
+            f"GROUP BY {', '.join(column(c, self.columns) for c in group)}) JOIN runs ON runs.id = best"
+        )
+        return dict(zip((*columns, "count"), self._connection.columns(sql, values, len(names) + 1), strict=True))
+
     def facets(self, columns: Sequence[str], filters: Filters | None = None) -> dict[str, list[tuple[Any, int]]]:
         """What filters can offer: for each column its values among succeeded runs, with counts, most frequent first."""
         condition, values = where(filters, self.columns)

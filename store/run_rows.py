@@ -67,6 +67,7 @@ def spec_columns(spec: RunSpec) -> Row:
         "device": text(spec.runtime.device),
         "attention": str(spec.runtime.attention),
         "batching": str(spec.runtime.batching),
+        "caching": str(spec.runtime.caching),
         "batch_size": spec.runtime.batch_size,
         "strategy": spec.strategy.name,
         "strategy_text": text(spec.strategy),

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from spec.choices import Checker, PromptStyle
 from spec.errors import InputError, SpecError, unknown
 from spec.run_spec import RunSpec, TaskSpec
-from spec.strategy import BestOfN, Majority
 from tasks import gsm8k, jsonl, lab_words, perplexity
 from tasks.checkers import RULES, Rule
 from tasks.problem import Problem
@@ -115,8 +114,7 @@ def check_task(task: TaskSpec) -> TaskInfo:
 
 def check_votes(spec: RunSpec) -> None:
     """Refuse a vote over answers that never agree; raises SpecError."""
-    votes = isinstance(spec.strategy, Majority) and not isinstance(spec.strategy, BestOfN)
-    if spec.task.checker is Checker.CONTAINS and votes:  # best-of-n takes the best score and compares no answers
+    if spec.task.checker is Checker.CONTAINS and spec.strategy.counts_answers:
         raise SpecError(
             "The checker contains takes the whole text as the answer, so no two samples agree and "
             f"{spec.strategy.name} has nothing to count; choose another checker or strategy.",

@@ -40,6 +40,11 @@ class Task(Protocol):
         ...
 
     @property
+    def step(self) -> str:
+        """What ends a step of a solution."""
+        ...
+
+    @property
     def skipped(self) -> list[str]:
         """What was left out of a data file with bad lines, one entry each."""
         ...
@@ -110,6 +115,7 @@ class ProblemTask:
     shots: int = 0
     limit: int | None = None
     stop: tuple[str, ...] = ()
+    step: str = "\n"
     skipped: list[str] = field(default_factory=list)
     kind: Literal["problems", "text"] = "problems"
 

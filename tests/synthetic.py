@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from spec.results import Answer, Candidate, RunResult
+from spec.choices import Fate
+from spec.results import Answer, Candidate, Node, RunResult
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.statistics import percentile, wilson
-from spec.strategy import BestOfN, Greedy, Majority, Sample, Strategy, Weighted
+from spec.strategy import BestOfN, Greedy, Majority, Rebase, Sample, Strategy, Weighted
 from store import Store
 
 MODELS = {"lab-xs": 0.36, "lab-s": 0.56, "lab-m": 0.72, "lab-l": 0.83}
@@ -70,6 +73,7 @@ def result(spec: RunSpec, rng: random.Random, hardware: tuple[str, str] = HARDWA
         "tokens_generated": int(tokens),
         "flops_generated": flops,
         "flops_total": flops * 1.2,
+        "flops_no_reuse": flops * 1.4,
         "flops_per_problem": flops * 1.2 / n,
         "tokens_per_problem": tokens / n,
         "peak_memory_bytes": int(3e7 * COST.get(spec.model, 3.0)),
@@ -140,6 +144,108 @@ def answer(i: int, rng: random.Random, n: int) -> Answer:
         latency_s=0.3 + rng.random(),
         ttft_s=0.05,
     )
+
+
+def answered(
+    strategy: Strategy, count: int, *, seed: int = 0, share: float = 0.55, shared: bool = True
+) -> list[Answer]:
+    """Answers to ``count`` problems as ``strategy`` would give them, with their account of the work.
+
+    ``share``: how often a single sample is right; harder problems less often. ``shared``: samples share their prompt.
+    """
+    rng, n = random.Random(seed), strategy.samples
+    has_scores = hasattr(strategy, "reward")
+    is_best = isinstance(strategy, BestOfN)
+    return [_answered(i, rng, n, share, has_scores, shared, is_best) for i in range(count)]
+
+
+def _answered(i: int, rng: random.Random, n: int, share: float, scored: bool, shared: bool, is_best: bool) -> Answer:
+    base = answer(i, rng, n)
+    skill = min(0.98, max(0.02, rng.gauss(share, 0.25)))
+    wrong = [str(100 + i), str(200 + i), "7"]
+    candidates = []
+    for _ in range(n):
+        right = rng.random() < skill
+        text = str(base.reference) if right else rng.choice(wrong)
+        score = min(0.99, max(0.01, rng.gauss(0.7 if right else 0.4, 0.2))) if scored else None
+        tokens = rng.randrange(25, 60)
+        candidates.append(Candidate(f"So it is {text}.\n#### {text}", text, right, tokens, "stop", score))
+    weights: dict[str, float] = {}
+    for c in candidates:
+        weights[str(c.answer)] = weights.get(str(c.answer), 0.0) + (1.0 if c.score is None else c.score)
+    best = max(weights, key=lambda w: weights[w])
+    if is_best:
+        best = str(max(candidates, key=lambda c: c.score or 0.0).answer)
+    written, prompt = sum(c.tokens for c in candidates), 40
+    read = prompt if shared else prompt * n
+    return replace(
+        base,
+        answer=best,
+        correct=best == base.reference,
+        chosen=[c.answer for c in candidates].index(best),
+        candidates=tuple(candidates),
+        tokens_prompt=read,
+        tokens_cached=prompt * n - read,
+        tokens_generated=written,
+        tokens_verifier=(written + prompt * n) if scored else 0,
+        flops_generated=4e6 * written,
+        flops_total=4e6 * (written + read) * 1.1 + (3e6 * (written + prompt * n) if scored else 0),
+        flops_no_reuse=4e6 * (written + prompt * n) * 1.1 + (3e6 * (written + prompt * n) if scored else 0),
+    )
+
+
+SCALING = (Majority(n=64), Weighted(n=64), BestOfN(n=64), Greedy(), Rebase(n=4), Rebase(n=16), Rebase(n=64))
+
+
+def fill_scaling(
+    store: Store, *, models: Sequence[str] = ("lab-xs", "lab-s", "lab-m"), problems: int = 60
+) -> list[str]:
+    """Runs of several strategies with all their answers, trees where they search; the run ids, the last model last."""
+    ids, rng = [], random.Random(1)
+    for model in models:
+        for strategy in SCALING:
+            spec = RunSpec(model, Precision(weights="bf16"), Runtime(), strategy, TaskSpec(limit=problems))
+            ids.append(store.runs.save(spec, result(spec, rng, n=problems)))
+            made = answered(strategy, problems, seed=len(model), share=MODELS[model])
+            made = [replace(a, flops_generated=a.flops_generated * COST[model]) for a in made]
+            made = [replace(a, flops_total=a.flops_total * COST[model]) for a in made]
+            made = [replace(a, flops_no_reuse=a.flops_no_reuse * COST[model]) for a in made]
+            if isinstance(strategy, Rebase):
+                made = [searched(a, strategy.n, rng) for a in made]
+            store.answers.add(ids[-1], made)
+    return ids
+
+
+def searched(answer: Answer, width: int, rng: random.Random, depth: int = 5) -> Answer:
+    """The answer as a search of that width would have found it: its tree, and its candidates at the leaves."""
+    nodes: list[Node] = []
+    ends: list[int] = []
+    parents: list[int | None] = [None] * width
+    for level in range(1, depth + 1):
+        made = []
+        for parent in parents:
+            score = min(0.99, max(0.01, rng.gauss(0.6, 0.25)))
+            text = f"Step {level}: {rng.randrange(9)} + {rng.randrange(9)} apples are {rng.randrange(18)}.\n"
+            nodes.append(Node(parent, level, text, rng.randrange(8, 40), 0.02 * level + rng.random() / 50, score))
+            made.append(len(nodes) - 1)
+        last = level == depth
+        done = [i for i in made if last or rng.random() < 0.12 * level]
+        ends += done
+        alive = sorted((i for i in made if i not in done), key=lambda i: -(nodes[i].score or 0))
+        parents, room = [], width - len(ends)
+        for rank, i in enumerate(alive):
+            share = max(0, min(room - len(parents), round((room / 2) / 2**rank)))
+            parents += [i] * share
+            fate = Fate.EXPANDED if share else Fate.PRUNED
+            nodes[i] = replace(nodes[i], fate=str(fate), note=f"{share} of {room} continuations")
+        for i in done:
+            nodes[i] = replace(nodes[i], fate=str(Fate.FINISHED if rng.random() < 0.9 else Fate.CUT))
+        if not parents:
+            break
+    given = answer.candidates
+    candidates = tuple(replace(given[k % len(given)], node=end, score=nodes[end].score) for k, end in enumerate(ends))
+    chosen = next((i for i, c in enumerate(candidates) if c.answer == answer.answer), None)
+    return replace(answer, candidates=candidates, chosen=chosen, tree=tuple(nodes))
 
 
 def fill_many(store: Store, count: int, seed: int = 0) -> None:

@@ -22,10 +22,14 @@ NO_ENERGY = EnergyReading(EnergyMethod.NONE, None, None, EnergyReason.NO_SENSOR)
 MEMORY = MemoryReading(None, 5_000, 3_000, 100)
 
 
-def answer(name, correct, *, level=None, repeat=0, candidates=2, latency_s=1.0, error=None):
+def answer(name, correct, *, level=None, repeat=0, candidates=2, latency_s=1.0, error=None, **more):
     marks = [bool(correct) and i == 0 for i in range(candidates)]
     made = tuple(Candidate("t", "1", None if correct is None else m, 5, "stop") for m in marks)
-    return Answer(name, repeat, "q", "1", level, "1", correct, 0, made, 20, 5 * candidates, 0, latency_s, 0.1, error)
+    account = {"flops_generated": 7e3, "flops_total": 9e4, "flops_no_reuse": 2e5}
+    values = {"tokens_cached": 4} | account | more
+    return Answer(
+        name, repeat, "q", "1", level, "1", correct, 0, made, 20, 5 * candidates, 0, latency_s, 0.1, error, **values
+    )
 
 
 def timing(name, start, *tokens):
@@ -204,7 +208,11 @@ def test_a_scored_text_has_perplexity_and_nothing_to_answer():
     assert (m["perplexity_token"], m["perplexity_byte"]) == (pytest.approx(8.0), pytest.approx(2.0))
     assert (m["tokens_prompt"], m["tokens_generated"]) == (128, 0)
     assert m["accuracy"] is None
-    assert m["flops_total"] == 2 * 1000 * 128 + 2 * (4 * 2 * 2 * 8) * (64 * 65 // 2)
+    assert m["flops_total"] == m["flops_no_reuse"] == 2 * 1000 * 128 + 2 * 2 * (4 * 2 * 8) * (64 * 65 // 2)
+    assert m["flops_generated"] == 0
+    unknown = replace(SHAPE, active_parameters=None, reason="the experts are not counted")
+    found = summarise(record([], text=text, model=unknown))
+    assert found.reasons["flops_total"] == found.reasons["flops_generated"] == "the experts are not counted"
 
 
 @pytest.mark.parametrize("nll", [math.nan, math.inf, 1e9])
@@ -234,17 +242,88 @@ def test_long_series_are_thinned_and_say_so():
     assert "Of latencies an even 10,000 values are stored; the percentiles are of all." in result.notes
 
 
+def test_compute_is_the_sum_of_what_the_answers_say():
+    m = summarise(record([answer("a", True), answer("b", None, error="x", flops_total=1e4)])).measures
+    assert (m["flops_generated"], m["flops_total"], m["flops_no_reuse"]) == (14e3, 1e5, 4e5)
+    assert (m["flops_per_problem"], m["tokens_cached"]) == (9e4, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": replace(SHAPE, active_parameters=None, reason="no idea")}, "no idea"),
+        ({"verifier": replace(SHAPE, active_parameters=None)}, "active parameters are not known"),
+        ({}, "not every answer carries its account of compute, for an older version gave some of them"),
+    ],
+)
+def test_compute_that_one_answer_cannot_tell_is_none_with_a_reason(changes, reason):
+    result = summarise(record([answer("a", True), answer("b", True, flops_total=None)], **changes))
+    assert_whole(result)
+    assert result.measures["flops_generated"] == 14e3
+    for name in ("flops_total", "flops_per_problem"):
+        assert result.measures[name] is None
+        assert result.reasons[name] == reason
+
+
+def test_drafts_are_judged_over_the_problems_that_had_them():
+    answers = [
+        answer("a", True, candidates=1, tokens_drafted=8, tokens_accepted=3, target_passes=2),
+        answer("b", True, candidates=1, tokens_drafted=2, tokens_accepted=1, target_passes=2),
+        answer("c", True, candidates=9),
+    ]
+    m = summarise(record(answers)).measures
+    assert (m["tokens_drafted"], m["tokens_accepted"], m["acceptance_rate"], m["tokens_per_pass"]) == (10, 4, 0.4, 2.5)
+
+
+@pytest.mark.parametrize(("passes", "drafted"), [(0, None), (5, 0)])
+def test_no_draft_is_not_a_bad_draft(passes, drafted):
+    result = summarise(record([answer("a", True, target_passes=passes)]))
+    assert_whole(result)
+    assert result.measures["tokens_drafted"] == result.measures["tokens_accepted"] == drafted
+    assert result.measures["acceptance_rate"] is None
+    assert result.reasons["acceptance_rate"] == ("no token was drafted" if passes else "the strategy drafts no tokens")
+    assert result.measures["tokens_per_pass"] == (2.0 if passes else None)
+
+
+def test_early_exits_have_a_mean_and_a_series():
+    result = summarise(record([answer("a", True, exits=((3, 2), (8, 1))), answer("b", True, exits=((8, 1),))]))
+    assert_whole(result)
+    assert result.measures["mean_exit_layers"] == 5.5
+    assert result.samples["exit_layers"] == [3, 3, 8, 8]
+    plain = summarise(record([answer("a", True)]))
+    assert plain.reasons["mean_exit_layers"] == "the strategy has no early exits"
+    assert "exit_layers" not in plain.samples
+
+
+def test_many_exits_are_thinned_to_a_series_of_the_same_shape():
+    many = summarise(record([answer("a", True, exits=((2, 3 * 10**9), (7, 10**9)))]))
+    series = many.samples["exit_layers"]
+    assert len(series) == MAX_STORED_SAMPLES
+    assert series.count(2) == 0.75 * MAX_STORED_SAMPLES
+    assert many.measures["mean_exit_layers"] == 3.25
+
+
 MAYBE = st.sampled_from([True, False, None])
 ANSWERS = st.lists(
     st.builds(
-        lambda name, correct, level, candidates, failed: answer(
-            name, correct, level=level, candidates=candidates, error="x" if failed else None
+        lambda name, correct, level, candidates, failed, flops, work: answer(
+            name,
+            correct,
+            level=level,
+            candidates=candidates,
+            error="x" if failed else None,
+            flops_total=flops,
+            tokens_drafted=work,
+            target_passes=work // 2,
+            exits=((3, work),) * (work > 1),
         ),
         st.sampled_from("abcdef"),
         MAYBE,
         st.sampled_from([None, 1, 2]),
         st.integers(0, 3),
         st.booleans(),
+        st.none() | st.floats(0, 1e18),
+        st.integers(0, 3),
     ),
     max_size=8,
 )

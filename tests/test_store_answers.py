@@ -1,14 +1,16 @@
 """Answers come back as they went in, once each, whatever is in them."""
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spec.choices import Fate
 from spec.errors import InputError, SpecError, StoreError
-from spec.results import Answer, Candidate, Origin
+from spec.results import Answer, Candidate, Node, Origin
 from store import LeaseLost, NotFound
 from store.answers import Only
 from tests.fake_store import a_progress, a_result, a_spec, an_answer, new_store
@@ -37,6 +39,19 @@ candidates = st.builds(
     finish=st.sampled_from(["stop", "length"]),
     score=st.none() | numbers,
     step_scores=st.lists(numbers, max_size=4).map(tuple),
+    model=st.none() | words,
+    node=st.none() | st.integers(0, 9),
+)
+nodes = st.builds(
+    Node,
+    parent=st.none() | st.integers(0, 9),
+    depth=st.integers(1, 40),
+    text=words,
+    tokens=st.integers(0, 10**6),
+    seconds=numbers,
+    score=st.none() | numbers,
+    fate=st.sampled_from(Fate).map(str),
+    note=words,
 )
 answers = st.builds(
     Answer,
@@ -55,6 +70,15 @@ answers = st.builds(
     latency_s=st.none() | numbers,
     ttft_s=st.none() | numbers,
     error=st.none() | words,
+    tokens_cached=st.integers(0, 2**40),
+    tokens_drafted=st.integers(0, 2**40),
+    tokens_accepted=st.integers(0, 2**40),
+    target_passes=st.integers(0, 2**40),
+    flops_generated=st.none() | st.floats(0, 1e30),
+    flops_total=st.none() | st.floats(0, 1e30),
+    flops_no_reuse=st.none() | st.floats(0, 1e30),
+    exits=st.lists(st.tuples(st.integers(1, 80), st.integers(0, 2**40)), max_size=3).map(tuple),
+    tree=st.lists(nodes, max_size=4).map(tuple),
 )
 unique_answers = st.lists(answers, max_size=8, unique_by=lambda a: (a.repeat, a.problem_id))
 
@@ -75,6 +99,11 @@ def test_answers_return_as_they_went_in_and_only_once(shared, batch, again):
     assert shared.answers.of_run(run_id) == batch
     pages = [shared.answers.page(run_id, offset, 3) for offset in range(0, 9, 3)]
     assert [a for page in pages for a in page] == batch
+    assert shared.answers.page(run_id, trees=False) == [dataclasses.replace(a, tree=()) for a in batch]
+    assert [shared.answers.one(run_id, a.problem_id, a.repeat) for a in batch] == batch
+    titles = [(a.repeat, a.problem_id, a.question, bool(a.tree)) for a in batch]
+    found = shared.answers.titles(run_id)
+    assert [(t["repeat"], t["problem_id"], t["question"], t["has_tree"]) for t in found] == titles
     assert shared.answers.count(run_id) == len(batch)
 
 
@@ -132,6 +161,16 @@ def test_a_bad_batch_is_not_saved_in_part(store, lease):
         ("level", float("nan")),
         ("correct", 1),
         ("correct", "yes"),
+        ("tokens_cached", -0.5),
+        ("tokens_drafted", float("nan")),
+        ("tokens_accepted", "3"),
+        ("target_passes", 0.5),
+        ("flops_total", float("inf")),
+        ("flops_no_reuse", True),
+        ("exits", ((1, 2.5),)),
+        ("exits", ((float("nan"), 2),)),
+        ("tree", (Node(None, 1, "", 1, float("nan")),)),
+        ("tree", (Node(None, 1, "", 1, 0.0, score=1 + 2j),)),
     ],
 )
 def test_what_is_no_measurement_is_refused_by_name(store, lease, field, value):
@@ -156,12 +195,18 @@ def test_foreign_numbers_become_plain_ones(store, lease):
                 tokens_generated=np.uint16(7),
                 latency_s=np.float32(0.5),
                 candidates=(candidate,),
+                flops_total=np.float32(2.5e9),
+                target_passes=np.int8(3),
+                exits=((np.int64(4), np.uint8(9)),),
+                tree=(Node(None, np.int64(1), "s", np.int32(5), np.float32(0.25), np.float64(0.5)),),
             )
         ],
     )
     (back,) = store.answers.of_run(lease.run_id)
     assert (back.correct, back.level, back.tokens_generated, back.latency_s) == (False, 2, 7, 0.5)
     assert back.candidates == (Candidate("t", "1", True, 3, "stop", 0.5, (0.25,)),)
+    assert (back.flops_total, back.target_passes, back.exits) == (2.5e9, 3, ((4, 9),))
+    assert back.tree == (Node(None, 1, "s", 5, 0.25, 0.5),)
 
 
 def test_half_a_surrogate_pair_is_stored_readable(store, lease):
@@ -194,6 +239,48 @@ def test_a_page_shows_only_what_is_asked_for(store, lease):
         assert store.answers.count(lease.run_id, only=str(only)) == 1
     with pytest.raises(SpecError, match="did you mean 'wrong'"):
         store.answers.page(lease.run_id, only="wrng")
+
+
+def test_what_only_searches_have_takes_no_room_in_a_plain_answer(store, lease):
+    store.answers.add(lease, [an_answer("plain"), an_answer("tree", tree=(Node(None, 1, "s", 2, 0.1),))])
+    rows = store.connection.rows("SELECT exits, tree, candidates FROM answers")
+    assert [(r["exits"], r["tree"] is None) for r in rows] == [(None, True), (None, False)]
+    assert all(b"node" not in zlib.decompress(r["candidates"]) for r in rows)
+
+
+def test_a_list_does_not_unpack_the_trees(store, lease):
+    store.answers.add(lease, [an_answer(tree=(Node(None, 1, "s", 2, 0.1),))])
+    store.connection.execute("UPDATE answers SET tree = x'00'")
+    (listed,) = store.answers.page(lease.run_id, trees=False)
+    assert listed == an_answer()
+    assert store.answers.titles(lease.run_id)[0]["has_tree"] == 1
+    with pytest.raises(zlib.error):
+        store.answers.one(lease.run_id, "p1")
+
+
+def test_an_answer_that_is_not_there_is_named(store, lease):
+    store.answers.add(lease, [an_answer()])
+    for wrong in (("ffffffffffff", "p1", 0), (lease.run_id, "p2", 0), (lease.run_id, "p1", 1)):
+        with pytest.raises(NotFound, match="has no answer to a problem"):
+            store.answers.one(*wrong)
+
+
+def test_other_runs_that_were_asked_the_same_are_found_newest_first(store):
+    ours, twice, other, gone, last = (store.runs.create(a_spec(n=n)) for n in (1, 2, 3, 4, 5))
+    store.answers.add(ours, [an_answer("a", question="Q?"), an_answer("b", question="R?")])
+    store.answers.add(twice, [an_answer("a", r, question="Q?", correct=r == 1) for r in range(3)])
+    store.answers.add(other, [an_answer("a", question="Q?", reference="14")])
+    store.answers.add(gone, [an_answer("a", question="Q?")])
+    store.answers.add(last, [an_answer("another name", question="Q?")])
+    store.connection.execute("UPDATE runs SET deleted_at = 1 WHERE run_id = ?", (gone,))
+    found = store.answers.same_question(ours, "a", 0)
+    assert [(f["run_id"], f["problem_id"], f["repeat"]) for f in found] == [(last, "another name", 0), (twice, "a", 0)]
+    assert found[1]["strategy_text"] == "majority:n=2,temperature=0.8"
+    again = store.answers.same_question(twice, "a", 1)
+    assert [(f["run_id"], f["repeat"]) for f in again] == [(last, 0), (ours, 0)]
+    (mine,) = (f for f in store.answers.same_question(last, "another name") if f["run_id"] == twice)
+    assert (mine["repeat"], mine["correct"]) == (0, 0)
+    assert store.answers.same_question(ours, "nobody's") == []
 
 
 def test_answers_of_a_lost_lease_are_refused(store, lease):

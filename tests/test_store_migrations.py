@@ -1,16 +1,26 @@
 """The schema, from nothing and from an older version, whole or not at all."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from spec import choices
 from spec.errors import StoreError
 from spec.measures import MEASURES
+from spec.run_spec import Runtime
 from store import migrations, open_store
 from store.migrations import MIGRATIONS, Migration
-from tests.fake_store import a_finished_run, a_spec, an_answer
+from tests.fake_store import a_finished_run, a_result, a_spec, an_answer
 
+NEWER = (
+    "tokens_cached",
+    "tokens_drafted",
+    "tokens_accepted",
+    "acceptance_rate",
+    "tokens_per_pass",
+    "mean_exit_layers",
+)
 LATER = Migration(
     "For these tests: a column, and a table made anew.",
     (
@@ -51,6 +61,7 @@ def test_runs_has_a_column_for_each_measure(tmp_path):
         ("runs", "backend", choices.Backend),
         ("runs", "attention", choices.Attention),
         ("runs", "batching", choices.Batching),
+        ("runs", "caching", choices.Caching),
         ("runs", "prompt_style", choices.PromptStyle),
         ("runs", "energy_method", choices.EnergyMethod),
     ],
@@ -95,6 +106,37 @@ def test_an_older_database_is_copied_and_then_upgraded(older, monkeypatch):
     with open_store(copy) as before:
         assert "colour" not in columns(before, "runs")
         assert before.answers.of_run(run_id) == [an_answer()]
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+def test_rows_of_every_older_schema_read_back_with_defaults(tmp_path, monkeypatch, version):
+    spec = replace(a_spec(), runtime=Runtime(backend="transformers", batching="static"))  # what all versions know
+    with open_store(tmp_path / "new.db") as store:
+        run_id = a_finished_run(store, spec=spec)
+        store.answers.add(run_id, [an_answer()])
+        rows = {
+            table: store.connection.rows(f"SELECT * FROM {table} ORDER BY rowid")
+            for table in ("hardware", "models", "specs", "questions", "runs", "run_details", "samples", "answers")
+        }
+    monkeypatch.setattr(migrations, "MIGRATIONS", MIGRATIONS[:version])
+    with open_store(tmp_path / "old.db") as store:
+        for table, some in rows.items():
+            known = columns(store, table)
+            for row in some:
+                store.connection.insert(table, {k: v for k, v in row.items() if k in known})
+        assert store.connection.value("PRAGMA user_version") == version
+    monkeypatch.setattr(migrations, "MIGRATIONS", MIGRATIONS)
+    with open_store(tmp_path / "old.db") as store:
+        assert store.answers.of_run(run_id) == [an_answer()]
+        assert store.runs.get(run_id).spec == spec
+        assert store.runs.table(columns=["caching"]) == [{"caching": "auto"}]
+        assert {row[1] for row in store.connection.execute("PRAGMA index_list(runs)")} >= {"runs_created", "runs_spec"}
+        store.runs.create(replace(spec, runtime=Runtime(backend="isoquant", batching="continuous", caching="off")))
+        measures = store.runs.get(run_id).result.measures
+        lost = {name for name in MEASURES if measures[name] != a_result(0).measures[name]}
+        assert lost == ({*NEWER} if version < 4 else set())
+        assert all(measures[name] is None for name in lost)
+        assert store.integrity() == []
 
 
 def test_a_second_program_finds_nothing_left_to_upgrade(older):

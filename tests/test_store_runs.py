@@ -170,7 +170,9 @@ def test_the_columns_for_filters_say_what_was_asked_and_what_ran(store):
         "temperature": 0.5,
         "task": "lab-words",
         "batch_size": 16,
-        "backend": "transformers",
+        "backend": "isoquant",
+        "batching": "auto",
+        "caching": "auto",
         "device": "auto",
         "ran_device": "cpu",
         "ran_dtype": "bf16",
@@ -402,3 +404,15 @@ def test_a_search_takes_many_words_and_refuses_more_in_one_sentence(store):
     assert store.runs.table(search=" ".join(map(str, range(MAX_WORDS)))) == []
     with pytest.raises(SpecError, match="at most 200 different words, not 1,200"):
         store.runs.table(search=" ".join(map(str, range(1200))))
+
+
+def test_of_each_kind_the_largest_run_stands_for_all_then_the_newest(store):
+    kinds = [a_finished_run(store, spec=a_spec("lab-s"), n_problems=n) for n in (5, 9, 9, 7)]
+    other = a_finished_run(store, spec=a_spec("lab-m"), n_problems=None)
+    store.runs.delete(a_finished_run(store, spec=a_spec("lab-s"), n_problems=99))
+    store.runs.create(a_spec("lab-s"))
+    found = store.runs.of_each(["model"], "n_problems", ["run_id", "model", "n_problems"])
+    assert sorted(zip(*found.values(), strict=True)) == sorted([(kinds[2], "lab-s", 9, 4), (other, "lab-m", None, 1)])
+    assert store.runs.of_each(["model"], "n_problems", ["run_id"], {"model": "none"}) == {"run_id": [], "count": []}
+    with pytest.raises(SpecError, match="did you mean"):
+        store.runs.of_each(["modle"], "n_problems", ["run_id"])

@@ -1,5 +1,6 @@
 """A stored configuration in the form: it comes back as it was, or the form says why it cannot."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -8,10 +9,22 @@ from apptest import button, visit, words
 from streamlit.elements.lib import policies
 from synthetic import result
 
-from spec.choices import PromptStyle
+from spec.choices import Duplicates, PromptStyle, StopRule, Vote
 from spec.errors import SpecError
+from spec.parameters import parameters
 from spec.run_spec import RunSpec, Runtime, TaskSpec
-from spec.strategy import Greedy, Majority
+from spec.strategy import (
+    LOGPROB,
+    STRATEGIES,
+    Adaptive,
+    Beam,
+    Budget,
+    Ensemble,
+    Greedy,
+    Majority,
+    Rebase,
+    StepBeam,
+)
 from store import open_store
 from ui import link, offers
 from ui.command import command
@@ -162,6 +175,74 @@ def test_a_bad_link_leaves_the_form_as_it_was():
     assert not button(at, "Run").disabled
     assert link.from_text(at.query_params["spec"]).model == SPEC.model
     assert not at.run().error
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_its_place_in_the_form(name, monkeypatch):
+    monkeypatch.setattr(offers, "why_not", lambda strategy: None)
+    monkeypatch.setattr(offers, "resolve", lambda model: None)
+    monkeypatch.setattr(offers, "resolve_reward", lambda model: None)
+    kinds = [kind for kind, names in offers.KINDS.items() if name in names]
+    assert kinds == [offers.kind_of(name)]
+    at = visit("run", session={"run_model": SPEC.model, "run_strategy": name})
+    assert not at.exception
+    assert not [e.value for e in at.error]
+    assert at.selectbox(key="run_strategy").options == list(offers.KINDS[kinds[0]])
+    assert STRATEGIES[name].summary in words(at)
+    widgets = {w.key: w for kind in (at.number_input, at.selectbox, at.text_input) for w in kind}
+    for p in parameters(STRATEGIES[name]):
+        assert widgets[f"run_{name}_{p.name}"].help.startswith(p.help[:40])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Beam(width=3, length_penalty=-0.5),
+        Adaptive(n=12, wave=3, rule=StopRule.CERTAIN, confidence=0.999999),
+        Rebase(n=6, reward=LOGPROB, balance=0.001, vote=Vote.MAJORITY),
+        StepBeam(n=8, width=2, reward=LOGPROB, duplicates=Duplicates.DROP),
+        Budget(max_tokens=9, wait="Hold, on", end="=>"),
+        Ensemble(others="shape:pythia-410m", n=2, weight="2+1"),
+    ],
+)
+def test_every_kind_of_parameter_is_run_again_exactly_as_it_was(strategy):
+    spec = replace(SPEC, strategy=strategy)
+    at = again(spec)
+    assert not [e.value for e in at.error]
+    assert command(spec) in [c.value for c in at.code]
+
+
+def test_choosing_a_kind_chooses_its_first_strategy_and_back():
+    at = visit("run", session={"run_model": SPEC.model})
+    assert at.selectbox(key="run_strategy").value == "majority"
+    at.segmented_control(key="run_kind").set_value("One answer").run()
+    assert at.selectbox(key="run_strategy").value == "greedy"
+    assert "strategy" not in json.loads(at.query_params["spec"])
+    at.segmented_control(key="run_kind").set_value("Search led by scores").run()
+    assert at.selectbox(key="run_strategy").value == "rebase"
+    at.segmented_control(key="run_kind").set_value(None).run()
+    assert at.selectbox(key="run_strategy").value == "rebase"
+    assert at.segmented_control(key="run_kind").value == "Search led by scores"
+
+
+def test_without_a_reward_model_scores_come_from_the_model_itself(monkeypatch):
+    monkeypatch.setattr(offers, "reward_reason", lambda: "it is not trained")
+    at = visit("run", session={"run_model": SPEC.model, "run_strategy": "rebase"})
+    assert at.text_input(key="run_rebase_reward").value == LOGPROB
+    assert ":gray-badge[lab-prm] :gray[it is not trained]" in words(at)
+
+
+def test_what_this_engine_cannot_do_is_not_offered_and_said(monkeypatch):
+    monkeypatch.setattr(offers, "why_not", lambda name: "not here" if STRATEGIES[name].needs_runtime else None)
+    at = visit("run", session={"run_model": SPEC.model, "run_strategy": "cascade"})
+    assert at.selectbox(key="run_strategy").options == ["cascade"]
+    assert ":gray-badge[speculative] :gray-badge[lookup] :gray-badge[early-exit] :gray[not here]" in words(at)
+
+
+def test_a_model_of_the_strategy_that_is_not_here_is_said_before_the_run():
+    at = visit("run", spec=link.to_text(replace(SPEC, strategy=Ensemble(others="lab-xxl"))))
+    assert "did you mean" in words(at)
+    assert button(at, "Run").disabled
 
 
 def test_names_in_a_message_of_the_form_are_not_markdown():

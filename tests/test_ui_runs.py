@@ -13,6 +13,7 @@ from engine.decoding import votes as engine_votes
 from spec.choices import Checker, JobState
 from spec.results import Candidate, Progress
 from spec.run_spec import RunSpec, TaskSpec
+from spec.strategy import BestOfN, Ensemble, Majority, Mcts, Rebase, Weighted
 from store import open_store
 from tasks.checkers import RULES
 from tasks.registry import load_task
@@ -91,7 +92,7 @@ NUMBERS = TaskSpec("gsm8k")
 
 def test_votes_are_counted_most_frequent_first():
     one = answer(3, random.Random(1), 16)
-    counted = votes.votes(one, "majority", NUMBERS)
+    counted = votes.votes(one, Majority(), NUMBERS)
     assert [v.given for v in counted] == sorted((v.given for v in counted), reverse=True)
     assert sum(v.given for v in counted) == 16
     assert counted[0].answer == one.answer
@@ -108,20 +109,28 @@ def test_what_decides_is_shown_not_only_how_often():
     def weighed(strategy):
         return [(v.answer, v.weight) for v in votes.votes(one, strategy, NUMBERS)]
 
-    assert weighed("majority") == [("7", 3), ("1", 2)]
-    assert weighed("weighted") == [("1", 0.9), ("7", pytest.approx(0.5))]
-    assert weighed("best-of-n") == [("1", 0.9), ("7", 0.2)]
-    assert problems.frame([one], "weighted", NUMBERS)["Votes by score"][0] == [0.9, pytest.approx(0.5)]
-    assert "Votes" not in problems.frame([one], "best-of-n", NUMBERS)
-    assert problems.frame([one], "majority", NUMBERS)["Votes"][0] == [3, 2]
+    assert weighed(Majority()) == weighed(Rebase(vote="majority")) == [("7", 3), ("1", 2)]
+    assert weighed(Weighted()) == weighed(Rebase()) == [("1", 0.9), ("7", pytest.approx(0.5))]
+    assert weighed(BestOfN()) == weighed(Mcts(vote="best")) == [("1", 0.9), ("7", 0.2)]
+    assert problems.frame([one], Weighted(), NUMBERS)["Votes by score"][0] == [0.9, pytest.approx(0.5)]
+    assert "Votes" not in problems.frame([one], BestOfN(), NUMBERS)
+    assert problems.frame([one], Majority(), NUMBERS)["Votes"][0] == [3, 2]
+
+
+def test_in_an_ensemble_each_models_vote_has_its_weight():
+    pairs = (("7", None), ("1", "big"), ("7", "small"), ("1", None))
+    candidates = tuple(Candidate("", a, a == "1", 1, "stop", model=m) for a, m in pairs)
+    one = dataclasses.replace(answer(0, random.Random(0), 1), candidates=candidates)
+    strategy = Ensemble(others="big+small", weight="1+5+0.5", n=2)
+    assert [(v.answer, v.given, v.weight) for v in votes.votes(one, strategy, NUMBERS)] == [("1", 2, 6), ("7", 2, 1.5)]
 
 
 def test_answers_that_the_task_takes_for_one_vote_together():
     one = scored(("18", 0.1), ("18.00", 0.6), ("18.00", 0.2), ("20", 0.3), ("20", None))
     one = dataclasses.replace(one, chosen=1, answer="18.00")
-    assert votes.votes(one, "majority", NUMBERS) == [Vote("18.00", False, 3, 3), Vote("20", False, 2, 2)]
-    assert [v.weight for v in votes.votes(one, "weighted", NUMBERS)] == [pytest.approx(0.9), 0.3]
-    apart = votes.votes(one, "majority", TaskSpec("gsm8k", checker="exact"))
+    assert votes.votes(one, Majority(), NUMBERS) == [Vote("18.00", False, 3, 3), Vote("20", False, 2, 2)]
+    assert [v.weight for v in votes.votes(one, Weighted(), NUMBERS)] == [pytest.approx(0.9), 0.3]
+    apart = votes.votes(one, Majority(), TaskSpec("gsm8k", checker="exact"))
     assert [(v.answer, v.given) for v in apart] == [("18.00", 2), ("20", 2), ("18", 1)]
 
 

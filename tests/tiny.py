@@ -89,6 +89,7 @@ class LetterTask:
     kind: str = "problems"
     default_max_new_tokens: int = 12
     stop: tuple[str, ...] = ()
+    step: str = "\n"
     skipped: list[str] = field(default_factory=list)
     long_question: int | None = None
 

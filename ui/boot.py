@@ -23,7 +23,9 @@ PRELOADED = (
     "ui.live",
     "ui.run_page",
     "ui.run_table",
+    "ui.scaling_page",
     "ui.tour",
+    "ui.tree_page",
 )
 
 

@@ -114,11 +114,11 @@ def _axis_label(measure: Measure) -> str:
 
 
 def _filters(view: View, offered: Choice, hardware: dict[str, str]) -> View:
-    task = _one_of("Task", "task", offered.tasks, view.task, offered.task, {})
-    machine = _one_of("Hardware", "hw", offered.hardware, view.hardware, offered.machine, _unique(hardware))
-    models = _some_of("Models", "models", offered.models, view.models)
-    strategies = _some_of("Strategies", "strategies", offered.strategies, view.strategies)
-    precisions = _some_of("Precision", "precisions", offered.precisions, view.precisions)
+    task = one_of("Task", "fr_task", offered.tasks, view.task, offered.task, {})
+    machine = one_of("Hardware", "fr_hw", offered.hardware, view.hardware, offered.machine, unique(hardware))
+    models = some_of("Models", "fr_models", offered.models, view.models)
+    strategies = some_of("Strategies", "fr_strategies", offered.strategies, view.strategies)
+    precisions = some_of("Precision", "fr_precisions", offered.precisions, view.precisions)
     return replace(
         view,
         task=task,
@@ -129,7 +129,7 @@ def _filters(view: View, offered: Choice, hardware: dict[str, str]) -> View:
     )
 
 
-def _one_of(
+def one_of(
     label: str, key: str, found: list[str], chosen: str | None, usual: str | None, names: dict[str, str]
 ) -> str | None:
     """One value, or all of them mixed; nothing to choose among fewer than two."""
@@ -143,17 +143,18 @@ def _one_of(
         options,
         index=options.index(chosen or usual or EVERYTHING),
         format_func=lambda v: f"All, mixed ({len(found)})" if v == EVERYTHING else names.get(v, v),
-        key=f"fr_{key}",
+        key=key,
         help="Runs of one kind are compared with each other; mixing kinds is possible and marked.",
     )
 
 
-def _some_of(label: str, key: str, found: list[str], chosen: tuple[str, ...]) -> tuple[str, ...]:
+def some_of(label: str, key: str, found: list[str], chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Any number of values; none of them is no restriction."""
     options = list(dict.fromkeys([*found, *chosen]))
-    return tuple(st.multiselect(label, options, list(chosen), key=f"fr_{key}", placeholder="all"))
+    return tuple(st.multiselect(label, options, list(chosen), key=key, placeholder="all"))
 
 
-def _unique(hardware: dict[str, str]) -> dict[str, str]:
+def unique(hardware: dict[str, str]) -> dict[str, str]:
     """Names of machines, with a piece of the id where two share a name."""
     names = list(hardware.values())
     return {k: v if names.count(v) == 1 else f"{v} [{k[:4]}]" for k, v in hardware.items()}

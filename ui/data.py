@@ -13,9 +13,12 @@ import pandas as pd
 import streamlit as st
 
 from store import Store, open_store
-from ui import frontier
+from ui import frontier, scaling_lines
 from ui.frontier import Choice, Selection
 from ui.frontier_chart import frontier_figure
+from ui.scaling_chart import scaling_figure
+from ui.scaling_lines import Grown, Selected
+from ui.scaling_view import ScalingView
 from ui.view import View
 
 
@@ -40,6 +43,37 @@ def selection(opened: Store, view: View) -> Selection:
 def figure(opened: Store, view: View) -> str:
     """The frontier chart of the view."""
     return _figure(opened.path, opened.data_version(), view, opened)
+
+
+def scaling_runs(opened: Store) -> tuple[pd.DataFrame, Choice]:
+    """All runs that can lie on a scaling line, and what they can be filtered by. Not to be changed by the caller."""
+    return _scaling_runs(opened.path, opened.data_version(), opened)
+
+
+def scaling(opened: Store, view: ScalingView) -> tuple[Selected, str]:
+    """The lines of the view and their chart."""
+    return _scaling(opened.path, opened.data_version(), replace(view, run=None), opened)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _scaling_runs(path: str, version: int, _store: Store) -> tuple[pd.DataFrame, Choice]:
+    return scaling_lines.load(_store)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _scaling(path: str, version: int, view: ScalingView, _store: Store) -> tuple[Selected, str]:
+    frame, offered = _scaling_runs(path, version, _store)
+    selected = scaling_lines.select(frame, view, offered)
+    wanted = [line.source for line in scaling_lines.wants_answers(selected, view.x) if line.source]
+    grown = {run.run_id: _grown(path, run.run_id, run.strategy.name, _store) for run in wanted}
+    shown, limits = scaling_lines.with_points(selected, view.x, grown, view.limit)
+    return shown, scaling_figure(shown.lines, view.x, limits, view.shows_paper)
+
+
+# The answers of a finished run never change, so other runs that finish leave this alone.
+@st.cache_resource(max_entries=64, show_spinner="Reading the answers of a run")
+def _grown(path: str, run_id: str, strategy: str, _store: Store) -> Grown:
+    return scaling_lines.grow(_store, run_id, strategy)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

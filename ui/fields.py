@@ -10,7 +10,26 @@ from spec.parameters import Parameter
 
 KEEP: Any = "session"  # what was entered survives a visit to another page
 _FILLED = "fields_filled"
-LABELS = {"n": "Samples (n)", "top_k": "Top-k", "top_p": "Top-p", "min_p": "Min-p", "reward": "Reward model"}
+LABELS = {
+    "n": "Samples (n)",
+    "top_k": "Top-k",
+    "top_p": "Top-p",
+    "min_p": "Min-p",
+    "reward": "Reward model",
+    "draft": "Draft model",
+    "small": "Smaller models",
+    "others": "Other models",
+    "k": "Samples of each (k)",
+    "c": "Curiosity (c)",
+    "tokens": "Tokens guessed at once",
+    "ngram": "Words looked up (n-gram)",
+    "first": "First layer to leave from",
+    "steps": "Steps ahead",
+    "max_tokens": "Cap (tokens)",
+    "min_tokens": "Floor (tokens)",
+    "max_step_tokens": "Longest step (tokens)",
+    "max_steps": "Most steps",
+}
 
 
 def label_of(p: Parameter) -> str:
@@ -50,8 +69,8 @@ def field(p: Parameter, key: str, *, label: str | None = None, default: Any = No
         min_value=None if p.low is None else kind(p.low),
         max_value=None if p.high is None else kind(p.high),
         value="min" if is_filled(key) else None if default is None else kind(default),
-        step=kind(1) if kind is int else 0.1,
-        format=None if kind is int else "%.2f",
+        step=kind(1) if kind is int else 0.1 if (p.high or 0) - (p.low or 0) > 1 else 0.05,
+        format=None if kind is int else "%g",
         key=key,
         help=f"{p.help} Allowed: {p.allowed}.",
         placeholder=placeholder or None,

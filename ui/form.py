@@ -21,7 +21,11 @@ from tasks.registry import TASKS, check_task, check_votes
 from ui import components, fields, offers
 from ui.fields import KEEP, field, select
 
-MAIN_PARAMETERS = ("n", "temperature", "reward", "aggregate")
+# What is asked first; the rest lies under "More options".
+MAIN_PARAMETERS = (
+    *("n", "width", "expansions", "draft", "small", "others", "k", "agreement", "threshold", "policy", "max_tokens"),
+    *("tokens", "balance", "temperature", "reward", "vote", "aggregate"),
+)
 DEFAULT_STRATEGY, DEFAULT_TASK, DEFAULT_LIMIT = "majority", "lab-words", 100
 OWN_RULE = "task's own"
 PRECISION, RUNTIME, TASK, RUN = ({p.name: p for p in parameters(c)} for c in (Precision, Runtime, TaskSpec, RunSpec))
@@ -30,14 +34,8 @@ Values = dict[str, Any]
 
 def show() -> RunSpec | None:
     """Draw the form; the specification it describes."""
-    left, right = st.columns(2)
-    with left:
-        model = _model()
-    with right:
-        name = select(
-            "Strategy", offers.strategies(), "run_strategy", DEFAULT_STRATEGY, "How an answer is found.", keep=True
-        )
-        st.caption(STRATEGIES[name].summary)
+    model = _model()
+    name = _strategy()
     main, more = _split(parameters(STRATEGIES[name]))
     strategy = {"name": name} | _row(main, f"run_{name}_", per_row=2)
     task = _task()
@@ -48,8 +46,12 @@ def show() -> RunSpec | None:
         task |= _task_options(task["name"])
         own = _row([RUN["seed"], RUN["repeats"]], "run_", per_row=3)
     missing()
-    if "reward" in strategy:
-        strategy["reward"] = _absolute_model(strategy["reward"])
+    for given in ("reward", "draft"):
+        if given in strategy:
+            strategy[given] = _absolute_model(strategy[given])
+    for several in ("small", "others"):
+        if several in strategy:
+            strategy[several] = "+".join(_absolute_model(one.strip()) for one in strategy[several].split("+"))
     try:
         spec = RunSpec(
             model=_absolute_model(model),
@@ -103,6 +105,29 @@ def _model() -> str:
     )
     st.caption((offers.model_line(name) if name else "") or "Choose a model, or type a folder or hub id.")
     return name or ""
+
+
+def _strategy() -> str:
+    """Which strategy: first its kind, then one of that kind, for all of them in one list are a wall."""
+    kind = offers.kind_of(st.session_state.get("run_strategy", DEFAULT_STRATEGY))
+    st.session_state["run_kind"] = kind
+
+    def change() -> None:
+        chosen = st.session_state["run_kind"]
+        if chosen and chosen != kind and (names := offers.strategies(chosen)):
+            fields.fill({"run_strategy": names[0]})
+
+    kinds = [k for k in offers.KINDS if offers.strategies(k) or k == kind]
+    st.segmented_control("How an answer is found", kinds, key="run_kind", on_change=change, width="stretch")
+    names = offers.strategies(kind)
+    summaries = "\n".join(f"- **{n}**: {STRATEGIES[n].summary}" for n in names)
+    default = DEFAULT_STRATEGY if DEFAULT_STRATEGY in names else names[0]
+    name = select("Strategy", names, "run_strategy", default, summaries, keep=True)
+    source = STRATEGIES[name].source
+    st.caption(components.plain(STRATEGIES[name].summary + (f" {source}." if source else "")))
+    if reason := offers.why_not(name):
+        st.caption(f":material/block: {components.plain(name)} cannot run here: {components.plain(reason)}.")
+    return name
 
 
 def _task() -> Values:
@@ -235,7 +260,8 @@ def _row(declared: list[Parameter], prefix: str, per_row: int) -> Values:
     for start in range(0, len(declared), per_row):
         for column, p in zip(st.columns(per_row), declared[start : start + per_row], strict=False):
             with column:
-                values[p.name] = field(p, prefix + p.name)
+                usual = offers.usual_reward() if p.name == "reward" else None
+                values[p.name] = field(p, prefix + p.name, default=usual)
     return values
 
 

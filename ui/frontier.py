@@ -52,7 +52,7 @@ def load(store: Store, x: str, y: str) -> pd.DataFrame:
     for name in TEXTS:
         codes, words = pd.factorize(np.asarray(rows[name], dtype=object))
         frame[name] = pd.Categorical.from_codes(codes, categories=words.astype(object))
-    frame["where"] = _group(frame, "task", "split")
+    frame["where"] = grouped(frame, "task", "split")
     return frame
 
 
@@ -82,7 +82,7 @@ def usual_view(store: Store, run: Run | None = None) -> View:
     return View()
 
 
-def _group(frame: pd.DataFrame, task: str, split: str) -> pd.Categorical:
+def grouped(frame: pd.DataFrame, task: str, split: str) -> pd.Categorical:
     """Task and split as one word: ``lab-words``, or ``lab-words (validation)``."""
     tasks, splits = frame[task].cat, frame[split].cat
     width = max(1, len(splits.categories))

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.catalog import LAB_FAMILY, ModelInfo, describe, list_models, list_rewards, resolve, resolve_reward
+from engine.catalog import (
+    LAB_FAMILY,
+    LAB_REWARD,
+    ModelInfo,
+    describe,
+    list_models,
+    list_rewards,
+    resolve,
+    resolve_reward,
+)
 from engine.measure.hardware import gpus
+from spec.choices import Backend
 from spec.errors import InputError, IsoquantError, SpecError
 from spec.run_spec import RunSpec
-from spec.strategy import STRATEGIES
+from spec.strategy import LOGPROB, STRATEGIES
 from tasks.registry import TASKS
 
 FALLBACK_MODEL = "lab-s"
+# What a strategy spends its work on: the words of the form, and the strategies of each kind in the order of a list.
+KINDS: dict[str, tuple[str, ...]] = {
+    "One answer": ("greedy", "sample", "beam", "budget"),
+    "Many answers and a vote": ("majority", "weighted", "best-of-n", "adaptive", "ensemble"),
+    "Search led by scores": ("rebase", "step-beam", "dvts", "lookahead", "mcts", "particle"),
+    "Faster or adaptive": ("speculative", "lookup", "early-exit", "cascade"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +73,9 @@ def check_model(spec: RunSpec) -> None:
     if not spec.model.strip():
         raise SpecError("Choose a model.", field="model")
     try:
-        resolve(spec.model)
-        if reward := getattr(spec.strategy, "reward", None):
+        for name in (spec.model, *spec.strategy.models):
+            resolve(name)
+        if reward := spec.strategy.reward_name:
             resolve_reward(reward)
     except OSError as error:  # e.g. a folder that may not be read
         words = error.strerror or type(error).__name__
@@ -84,10 +102,30 @@ def reward_reason() -> str | None:
     return next((r.reason for r in list_rewards() if not r.available), None)
 
 
-def strategies() -> list[str]:
-    """The strategies that can run here."""
-    blocked = reward_reason() is not None
-    return [n for n, s in STRATEGIES.items() if not (blocked and hasattr(s, "reward"))]
+def strategies(kind: str | None = None) -> list[str]:
+    """The strategies that can run here, those of one kind or all."""
+    names = KINDS[kind] if kind else STRATEGIES
+    return [name for name in names if why_not(name) is None]
+
+
+def kind_of(strategy: str) -> str:
+    """The kind of a strategy; the first one for a name that has none."""
+    return next((kind for kind, names in KINDS.items() if strategy in names), next(iter(KINDS)))
+
+
+def why_not(strategy: str) -> str | None:
+    """Why a strategy cannot run here; None where it can.
+
+    Without a reward model those that want one take the model's own probabilities, so they can.
+    """
+    if STRATEGIES[strategy].needs_runtime and [*Backend] == [Backend.TRANSFORMERS]:
+        return "it reaches into the model's forward pass, which only Isoquant's own engine allows"
+    return None
+
+
+def usual_reward() -> str:
+    """The reward model that works here: the built-in one, or else the model's own probabilities."""
+    return LOGPROB if reward_reason() else LAB_REWARD
 
 
 def tasks() -> list[str]:
@@ -108,8 +146,13 @@ def missing() -> list[Missing]:
     lab = [m for m in list_models() if not m.available and m.name in LAB_FAMILY]
     if lab:
         rows.append(Missing("Model", tuple(m.name for m in lab), str(lab[0].reason)))
+    blocked: dict[str, list[str]] = {}
+    for name in STRATEGIES:
+        if reason := why_not(name):
+            blocked.setdefault(reason, []).append(name)
+    rows += [Missing("Strategy", tuple(names), reason) for reason, names in blocked.items()]
     if reason := reward_reason():
-        rows.append(Missing("Strategy", tuple(n for n in STRATEGIES if n not in strategies()), reason))
+        rows.append(Missing("Reward model", (LAB_REWARD,), reason))
     rows += [Missing("Task", (t.name,), str(t.reason)) for t in TASKS.values() if not t.available]
     return rows
 

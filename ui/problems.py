@@ -8,23 +8,26 @@ import pandas as pd
 import streamlit as st
 
 from analysis.format import duration
+from spec.choices import Vote
 from spec.results import Answer
 from spec.run_spec import TaskSpec
+from spec.strategy import Strategy
 from store import Run, Store
 from ui import components
-from ui.votes import votes
+from ui.votes import rule_of, votes
 
 PAGE = 25
 MAX_CANDIDATES = 64
 ONLY = {"correct": "correct", "wrong": "wrong", "failed": "failed"}
-WEIGHTS = {"weighted": "Votes by score", "best-of-n": "Best score"}  # where it is no count that decides
-WEIGHT_HELP = {"weighted": "Sum of the scores of each answer", "best-of-n": "Best score of each answer"}
+WEIGHTS = {Vote.WEIGHTED: "Votes by score", Vote.BEST: "Best score"}  # where it is no count that decides
+WEIGHT_HELP = {Vote.WEIGHTED: "Sum of the scores of each answer", Vote.BEST: "Best score of each answer"}
 MARKS = {True: "✓", False: "✗", None: "·"}
 
 
 def show(store: Store, run: Run) -> None:
     """The list of problems, page by page, and the one that is picked."""
-    strategy, task = run.spec.strategy.name, run.spec.task
+    strategy, task = run.spec.strategy, run.spec.task
+    rule = rule_of(strategy)
     if not store.answers.count(run.run_id):
         return
     st.markdown("**Problems**")
@@ -38,13 +41,13 @@ def show(store: Store, run: Run) -> None:
     with pages:
         last = -(-found // PAGE)
         page = st.pagination(last, key=f"page_{run.run_id}_{only}") if last > 1 else 1
-    answers = store.answers.page(run.run_id, (page - 1) * PAGE, PAGE, only)
+    answers = store.answers.page(run.run_id, (page - 1) * PAGE, PAGE, only, trees=False)
     picked = st.dataframe(
         frame(answers, strategy, task),
         column_config={
             "Question": st.column_config.TextColumn(width="large"),
-            WEIGHTS.get(strategy, "Votes"): st.column_config.BarChartColumn(
-                help=f"{WEIGHT_HELP.get(strategy, 'How often each answer was given')}, the strongest first.", y_min=0
+            WEIGHTS.get(rule, "Votes"): st.column_config.BarChartColumn(
+                help=f"{WEIGHT_HELP.get(rule, 'How often each answer was given')}, the strongest first.", y_min=0
             ),
         },
         height=min(320, 38 + 35 * len(answers)),
@@ -56,12 +59,12 @@ def show(store: Store, run: Run) -> None:
     )
     rows = picked.selection.rows
     if rows and rows[0] < len(answers):
-        one(answers[rows[0]], strategy, task)
+        one(run.run_id, answers[rows[0]], strategy, task)
     else:
         st.caption(f"{found:,} problems. Click a row to read its candidates.")
 
 
-def frame(answers: list[Answer], strategy: str, task: TaskSpec) -> pd.DataFrame:
+def frame(answers: list[Answer], strategy: Strategy, task: TaskSpec) -> pd.DataFrame:
     """The rows of the list."""
     found = [[v.weight for v in votes(a, strategy, task) if v.weight is not None] for a in answers]
     return pd.DataFrame(
@@ -71,7 +74,7 @@ def frame(answers: list[Answer], strategy: str, task: TaskSpec) -> pd.DataFrame:
             "Question": [a.question for a in answers],
             "Reference": [a.reference for a in answers],
             "Answer": [a.answer if a.error is None else a.error for a in answers],
-            WEIGHTS.get(strategy, "Votes"): [weights[:12] for weights in found],
+            WEIGHTS.get(rule_of(strategy), "Votes"): [weights[:12] for weights in found],
             "Tokens": [a.tokens_generated for a in answers],
             "Latency": [duration(a.latency_s) for a in answers],
             "Problem": [a.problem_id for a in answers],
@@ -79,7 +82,7 @@ def frame(answers: list[Answer], strategy: str, task: TaskSpec) -> pd.DataFrame:
     )
 
 
-def one(answer: Answer, strategy: str, task: TaskSpec) -> None:
+def one(run_id: str, answer: Answer, strategy: Strategy, task: TaskSpec) -> None:
     """One problem in full."""
     with st.container(border=True):
         st.text(answer.question)
@@ -91,14 +94,22 @@ def one(answer: Answer, strategy: str, task: TaskSpec) -> None:
             f"Answer **{components.plain(given)}**, {words}; the reference is "
             f"**{components.plain(answer.reference or 'none')}**."
         )
+        if answer.candidates:
+            st.page_link(
+                components.TREE_PAGE,
+                label="As a tree",
+                icon=":material/account_tree:",
+                query_params={"run": run_id, "problem": answer.problem_id, "repeat": str(answer.repeat)},
+            )
         if len(answer.candidates) > 1:
             _votes(answer, strategy, task)
         for number, candidate in enumerate(answer.candidates[:MAX_CANDIDATES]):
             chosen = ", chosen" if number == answer.chosen else ""
+            writer = f", by {components.plain(candidate.model)}" if candidate.model else ""
             score = f", score {candidate.score:.3f}" if candidate.score is not None else ""
             what = components.plain(candidate.answer if candidate.answer is not None else "no answer")
             cut = ", cut off" if candidate.finish == "length" else ""
-            title = f"{MARKS[candidate.correct]} {what}{chosen}{score}, {candidate.tokens} tokens{cut}"
+            title = f"{MARKS[candidate.correct]} {what}{chosen}{writer}{score}, {candidate.tokens} tokens{cut}"
             with st.expander(title, expanded=len(answer.candidates) == 1):
                 st.code(candidate.text, language=None, wrap_lines=True)
                 if candidate.step_scores:
@@ -107,7 +118,7 @@ def one(answer: Answer, strategy: str, task: TaskSpec) -> None:
             st.caption(f"{len(answer.candidates) - MAX_CANDIDATES} more candidates are kept and not listed.")
 
 
-def _votes(answer: Answer, strategy: str, task: TaskSpec) -> None:
+def _votes(answer: Answer, strategy: Strategy, task: TaskSpec) -> None:
     found = votes(answer, strategy, task)
     silent = len(answer.candidates) - sum(v.given for v in found)
     table: dict[str, Any] = {
@@ -115,15 +126,16 @@ def _votes(answer: Answer, strategy: str, task: TaskSpec) -> None:
         "": [MARKS[v.correct] for v in found] + ([""] if silent else []),
         "Given": [v.given for v in found] + ([silent] if silent else []),
     }
-    if strategy in WEIGHTS:
-        table[WEIGHTS[strategy]] = [v.weight for v in found] + ([None] if silent else [])
+    rule = rule_of(strategy)
+    if rule in WEIGHTS:
+        table[WEIGHTS[rule]] = [v.weight for v in found] + ([None] if silent else [])
     bar = st.column_config.ProgressColumn(min_value=0, max_value=len(answer.candidates), format="%d")
     st.dataframe(
         pd.DataFrame(table),
         column_config={
             "Given": bar,
             "Answer": st.column_config.TextColumn(width="medium"),
-            WEIGHTS.get(strategy, "Votes"): st.column_config.NumberColumn(format="%.3f"),
+            WEIGHTS.get(rule, "Votes"): st.column_config.NumberColumn(format="%.3f"),
         },
         hide_index=True,
         height=min(215, 38 + 35 * len(table["Given"])),

@@ -78,7 +78,7 @@ class View:
         """The view of a link, and a sentence for each part of it that makes no sense."""
         view, complaints = cls(), []
         for axis in ("x", "y"):
-            name = _one(params, axis)
+            name = one_param(params, axis)
             if name is None or name in {m.name for m in AXES}:
                 view = replace(view, **{axis: name or getattr(view, axis)})
             else:
@@ -86,37 +86,39 @@ class View:
                 complaints.append(
                     f"The link asks for the measure {shorten(name)}, which does not exist; showing {usual}."
                 )
-            scale = _one(params, f"{axis}scale")
+            scale = one_param(params, f"{axis}scale")
             if scale in ("log", "linear"):
                 view = replace(view, **{f"log_{axis}": scale == "log"})
             elif scale is not None:
                 complaints.append(f"The link asks for the scale {shorten(scale)}; a scale is log or linear.")
-        run = _one(params, "run")
+        run = one_param(params, "run")
         if run is not None and not RUN_ID.fullmatch(run):
             complaints.append(f"{shorten(run)} is no run: a run's id has twelve hexadecimal digits.")
             run = None
-        box_text = _one(params, "box")
+        box_text = one_param(params, "box")
         box = _box(box_text)
         if box_text is not None and box is None:
             complaints.append("The selection in the link is not four numbers; nothing is selected.")
         return replace(
             view,
-            task=_one(params, "task"),
-            hardware=_one(params, "hw"),
-            models=_all(params, "model"),
-            strategies=_all(params, "strategy"),
-            precisions=_all(params, "precision"),
+            task=one_param(params, "task"),
+            hardware=one_param(params, "hw"),
+            models=all_params(params, "model"),
+            strategies=all_params(params, "strategy"),
+            precisions=all_params(params, "precision"),
             run=run,
             box=box,
         ), complaints
 
 
-def _one(params: Params, name: str) -> str | None:
-    values = _all(params, name)
+def one_param(params: Params, name: str) -> str | None:
+    """The last value of a parameter; None where it has none."""
+    values = all_params(params, name)
     return values[-1] if values else None
 
 
-def _all(params: Params, name: str) -> tuple[str, ...]:
+def all_params(params: Params, name: str) -> tuple[str, ...]:
+    """The different values of a parameter that are not empty, each cut to what a name may have."""
     return tuple(dict.fromkeys(v[:MAX_VALUE] for v in params.get(name, ()) if v))
 
 

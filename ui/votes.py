@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spec.choices import Checker
+from spec.choices import Vote as Rule
 from spec.errors import IsoquantError
 from spec.results import Answer
 from spec.run_spec import TaskSpec
+from spec.strategy import Ensemble, StepSearch, Strategy
 from tasks import gsm8k, jsonl, lab_words
 from tasks.checkers import RULES
 
@@ -31,13 +33,23 @@ class Vote:
     weight: float | None
 
 
-def votes(answer: Answer, strategy: str, task: TaskSpec) -> list[Vote]:
+def rule_of(strategy: Strategy) -> Rule:
+    """How a strategy makes one answer of several."""
+    if isinstance(strategy, StepSearch):
+        return strategy.vote
+    return {"weighted": Rule.WEIGHTED, "best-of-n": Rule.BEST, "beam": Rule.BEST}.get(strategy.name, Rule.MAJORITY)
+
+
+def votes(answer: Answer, strategy: Strategy, task: TaskSpec) -> list[Vote]:
     """The different answers of a problem, the strongest first; candidates without an answer do not vote.
 
-    What an answer weighs is its votes, with the strategy ``weighted`` the sum of its scores, with ``best-of-n`` its
-    best score.
+    What an answer weighs is its votes, or where scores decide their sum or the best of them (``rule_of``). In an
+    ensemble each model's votes have its weight.
     """
-    found = [_vote(answer, group, strategy) for group in classes(answer, task)]
+    rule, worth = rule_of(strategy), dict[str | None, float]()
+    if isinstance(strategy, Ensemble):
+        worth = dict(zip((None, *strategy.models), strategy.weights, strict=True))
+    found = [_vote(answer, group, rule, worth) for group in classes(answer, task)]
     return sorted(found, key=lambda v: (v.weight is None, -(v.weight or 0.0), v.answer != answer.answer))
 
 
@@ -71,12 +83,12 @@ def same(kind: str, checker: Checker | None, a: str, b: str) -> bool:
         return False
 
 
-def _vote(answer: Answer, group: list[int], strategy: str) -> Vote:
+def _vote(answer: Answer, group: list[int], rule: Rule, worth: dict[str | None, float]) -> Vote:
     shown = answer.candidates[answer.chosen if answer.chosen in group else group[0]]
     scores = [s for i in group if (s := answer.candidates[i].score) is not None]
-    weight: float | None = len(group)
-    if strategy == "weighted":
+    weight: float | None = sum(worth.get(answer.candidates[i].model, 1) for i in group)
+    if rule is Rule.WEIGHTED:
         weight = sum(scores) if scores else None
-    elif strategy == "best-of-n":
+    elif rule is Rule.BEST:
         weight = max(scores, default=None)
     return Vote(str(shown.answer), shown.correct, len(group), weight)

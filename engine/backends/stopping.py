@@ -1,14 +1,11 @@
-"""When a sequence ends, and the clock of its tokens, inside transformers' ``generate``."""
+"""When a sequence ends, and what its tokens say: the same rules for all back ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from transformers import StoppingCriteria
-
-from engine.backends.rows import OnStep, Row
-from engine.measure.time import now
+from engine.backends.rows import Row
+from engine.decoding.requests import Extension
 from engine.tokenizers import Tokenizer
 
 
@@ -26,60 +23,98 @@ class StopStrings:
         self._reach = max((len(s.encode()) for s in self.strings), default=0) + 4
         self._may_end: dict[int, bool] = {}
 
-    def met(self, ids: Sequence[int]) -> bool:
-        """Whether the last token of ``ids`` completes a stop string."""
-        if not self.strings or not self._can_end(ids[-1]):
+    def met(self, ids: Sequence[int], path: Sequence[int] = ()) -> bool:
+        """Whether the last token of ``ids``, which follow a ``path``, completes a stop string."""
+        if not self.strings or not self.may_end(ids[-1]):
             return False
-        tail = self._tokenizer.decode(ids[-self._reach :])
-        return any(s in tail for s in self.strings)
+        return self.first_in(self._tokenizer.decode(ids[-self._reach :]), self.end_of(path, len(ids))) is not None
 
-    def cut(self, text: str) -> str:
-        """``text`` before its first stop string; all of it where there is none."""
-        return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
+    def end_of(self, path: Sequence[int], behind: int = 0) -> str:
+        """As much of a path's text as a stop string that ends ``behind`` tokens later may begin in."""
+        tail = path[max(0, len(path) - self._reach + behind) :]
+        return self._tokenizer.decode(tail) if tail else ""
 
-    def _can_end(self, token: int) -> bool:
-        if token not in self._may_end:
+    def first_in(self, text: str, before: str = "") -> tuple[int, str] | None:
+        """Where the first stop string that ends in ``text`` begins, and which it is; None where there is none.
+
+        One may begin in what stands ``before`` the text; its beginning counts as 0.
+        """
+        whole, found = before + text, []
+        for string in self.strings:
+            at = whole.find(string, max(0, len(before) - len(string) + 1))
+            if at >= 0:
+                found.append((max(0, at - len(before)), string))
+        return min(found, default=None)
+
+    def may_end(self, token: int) -> bool:
+        """Whether a token can be the last of a stop string."""
+        found = self._may_end.get(token)
+        if found is None:
             text = self._tokenizer.decode([token])
             # A tokenizer may drop a space at the start of a text, so a last space cannot be looked for this way.
             spaced = any(c == " " for c in self._lasts)
-            self._may_end[token] = spaced or "�" in text or any(c in text for c in self._lasts)
-        return self._may_end[token]
+            found = self._may_end[token] = spaced or "�" in text or any(c in text for c in self._lasts)
+        return found
 
 
-class Watch(StoppingCriteria):
-    """Ends each row at its own end, notes when each token came, and lets the engine speak between steps."""
+class Endings:
+    """Judges the ends of one model's sequences."""
 
-    # Its presence makes generate() write padding behind a finished row; the ids themselves are judged here.
-    eos_token_id = None
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.stop_ids = frozenset(tokenizer.stop_ids)
+        self._tokenizer = tokenizer
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
 
-    def __init__(
-        self, rows: Sequence[Row], prompt_width: int, tokenizer: Tokenizer, stops: dict[tuple[str, ...], StopStrings]
-    ) -> None:
-        self._rows = rows
-        self._prompt_width = prompt_width
-        self._stop_ids = tokenizer.stop_ids
-        self._stops = [stops[r.stop] for r in rows]
-        self._live = list(range(len(rows)))
-        self.ids: list[list[int]] = [[] for _ in rows]
-        self.finish = ["length"] * len(rows)
-        self.step_s: list[float] = []
-        self.on_step: OnStep = lambda tokens: None
+    def stops(self, row: Row) -> StopStrings:
+        """The finder of a row's stop strings."""
+        found = self._stops.get(row.stop)
+        if found is None:
+            found = self._stops[row.stop] = StopStrings(self._tokenizer, row.stop)
+        return found
 
-    def __call__(self, input_ids: torch.LongTensor, scores: object, **kwargs: object) -> torch.BoolTensor:
-        """``input_ids`` [rows, length] with the step's tokens last; returns which rows have ended."""
-        tokens = input_ids[:, -1].tolist()
-        self.step_s.append(now())
-        added = len(self._live)
-        self._live = [row for row in self._live if not self._ends(row, tokens[row])]
-        self.on_step(added)
-        ended = torch.ones(len(self._rows), dtype=torch.bool)
-        ended[self._live] = False
-        return ended.to(input_ids.device)
+    def of(self, row: Row, tokens: Sequence[int], start: int = 0) -> str | None:
+        """How a row ends with the last of its new tokens, those from ``start`` on; None where it goes on."""
+        token, stops = tokens[-1], self.stops(row)
+        if token in self.stop_ids or (stops.may_end(token) and stops.met(tokens[start:], _path(row))):
+            return "stop"
+        return "length" if len(tokens) - start >= row.limit else None
 
-    def _ends(self, row: int, token: int) -> bool:
-        ids = self.ids[row]
-        ids.append(token)
-        if token in self._stop_ids or self._stops[row].met(ids):
-            self.finish[row] = "stop"
-            return True
-        return len(ids) >= self._rows[row].limit
+    def extension(
+        self,
+        row: Row,
+        ids: Sequence[int],
+        finish: str,
+        *,
+        logprobs: Sequence[float] = (),
+        seconds: float = 0.0,
+        exits: Sequence[int] = (),
+    ) -> Extension:
+        """The record of a row that ended."""
+        shown = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
+        whole = self._behind(row, shown)
+        stops, stop = self.stops(row), None
+        if finish == "stop" and len(shown) == len(ids):
+            stop = stops.first_in(whole, stops.end_of(_path(row)))
+        return Extension(
+            text=whole if stop is None else whole[: stop[0]],
+            ids=tuple(ids),
+            finish=finish,
+            stop=None if stop is None else stop[1],
+            whole=whole,
+            logprobs=tuple(logprobs),
+            seconds=seconds,
+            exits=tuple(exits),
+        )
+
+    def _behind(self, row: Row, ids: list[int]) -> str:
+        """The text of ``ids`` where it stands: tokenizers treat the beginning of a text in their own ways."""
+        path = list(_path(row))
+        if not path:
+            return self._tokenizer.decode(ids)
+        before, both = self._tokenizer.decode(path), self._tokenizer.decode(path + ids)
+        return both[len(before) :] if both.startswith(before) else self._tokenizer.decode(ids)
+
+
+def _path(row: Row) -> tuple[int, ...]:
+    """What was generated before, without the prompt."""
+    return row.context[len(row.context) - row.start :] if row.start else ()

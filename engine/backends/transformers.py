@@ -7,7 +7,9 @@ accountings of compute agree on the prompt: ``flops_total`` equals ``flops_no_re
 from __future__ import annotations
 
 import contextlib
+import heapq
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from engine.backends.rows import Grown, OnStep, Row
-from engine.backends.stopping import StopStrings, Watch
+from engine.backends.stopping import Endings
+from engine.backends.watch import Watch
 from engine.decoding.requests import Extension
 from engine.devices import available_bytes, does_not_fit, is_out_of_memory, release
 from engine.measure.time import now, synchronise
@@ -27,23 +30,62 @@ RESERVE_BYTES = 400_000_000
 
 
 class TransformersBackend:
-    """Executes batches of one loaded model."""
+    """Executes batches of one loaded model; see Backend."""
 
     name = "transformers"
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, batch_size: int, kv_cache: bool = True) -> None:
         self.loaded = loaded
         self.kv_bytes_peak: int | None = None
-        self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self._batch_size = batch_size
+        self._kv_cache = kv_cache
+        self._endings = Endings(loaded.tokenizer)
         self._takes_positions = "position_ids" in inspect.signature(loaded.model.forward).parameters
+        self._waiting: list[tuple[tuple[int, ...], int, Row]] = []
+        self._count = itertools.count()
 
-    def extend(self, rows: Sequence[Row], on_step: OnStep) -> list[Grown]:
-        """See Backend. Rows that cannot share a ``generate`` call (``_alike``) run one group after the other."""
+    @property
+    def wanting(self) -> bool:
+        """See Backend."""
+        return len(self._waiting) < self._batch_size
+
+    @property
+    def busy(self) -> bool:
+        """See Backend."""
+        return bool(self._waiting)
+
+    @property
+    def attention(self) -> str:
+        """See Backend."""
+        return self.loaded.attention
+
+    def forget(self) -> None:
+        """See Backend."""
+        self.kv_bytes_peak = None
+
+    def close(self) -> None:
+        """See Backend."""
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """See Backend."""
+        for row in rows:
+            heapq.heappush(self._waiting, (row.order, next(self._count), row))
+
+    def step(self, on_step: OnStep) -> list[tuple[Row, Grown]]:
+        """See Backend: one batch, from beginning to end."""
+        size = min(self._batch_size, len(self._waiting))
+        batch = [heapq.heappop(self._waiting)[2] for _ in range(size)]
+        growing = [r for r in batch if r.limit > 0 or r.peek]
+        grown = dict(zip(growing, self._extend(growing, on_step), strict=True)) if growing else {}
+        return [(r, grown.get(r) or Grown(Extension("", (), "length"), now(), ())) for r in batch]
+
+    def _extend(self, rows: Sequence[Row], on_step: OnStep) -> list[Grown]:
+        """Rows that cannot share a ``generate`` call (``_alike``) run one group after the other."""
         grown: list[Grown | None] = [None] * len(rows)
         for indices in _alike(rows, None if self._takes_positions else self.loaded.context):
             group = [rows[i] for i in indices]
             try:
-                results = self._generate(group, on_step)
+                results = self._generate(group, on_step) if not group[0].peek else self._peek(group, on_step)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -55,11 +97,9 @@ class TransformersBackend:
     @torch.inference_mode()
     def _generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Grown]:
         loaded = self.loaded
-        for stop in {r.stop for r in rows}:
-            self._stops.setdefault(stop, StopStrings(loaded.tokenizer, stop))
         started_s = now()
         ids, mask = pad_left([r.context for r in rows], loaded.tokenizer.pad_id, loaded.device)
-        watch = Watch(rows, ids.shape[1], loaded.tokenizer, self._stops)
+        watch = Watch(rows, ids.shape[1], self._endings)
         watch.on_step = self._guarded(on_step, watch, rows)
         longest = max(r.limit for r in rows)
         with _positions_within(loaded.model, loaded.context, max(len(r.context) for r in rows) + longest):
@@ -68,7 +108,8 @@ class TransformersBackend:
                 attention_mask=mask,
                 max_new_tokens=longest,
                 do_sample=False,
-                logits_processor=self._sampler(rows, ids.shape[1]),
+                use_cache=self._kv_cache,
+                logits_processor=self._sampler(rows, ids.shape[1], watch),
                 stopping_criteria=StoppingCriteriaList([watch]),
                 return_dict_in_generate=True,
             )
@@ -76,18 +117,48 @@ class TransformersBackend:
         self._note_cache(output.past_key_values)
         return [self._grown(row, i, watch, started_s) for i, row in enumerate(rows)]
 
-    def _sampler(self, rows: Sequence[Row], prompt_width: int) -> LogitsProcessorList:
+    def _sampler(self, rows: Sequence[Row], prompt_width: int, watch: Watch) -> LogitsProcessorList:
+        chain = LogitsProcessorList([watch.listener()] if any(r.logprobs for r in rows) else [])
         sampling = rows[0].sampling
         if sampling is None:
-            return LogitsProcessorList()
+            return chain
         numbers = uniforms([r.key for r in rows], [r.start for r in rows], max(r.limit for r in rows))
-        return LogitsProcessorList([CounterSampler(sampling, numbers, prompt_width, self.loaded.device)])
+        chain.append(CounterSampler(sampling, numbers, prompt_width, self.loaded.device))
+        return chain
 
     def _grown(self, row: Row, index: int, watch: Watch, started_s: float) -> Grown:
-        ids = watch.ids[index]
-        shown = ids[:-1] if ids[-1] in self.loaded.tokenizer.stop_ids else ids
-        text = self._stops[row.stop].cut(self.loaded.tokenizer.decode(shown))
-        return Grown(Extension(text, tuple(ids), watch.finish[index]), started_s, watch.step_s[: len(ids)])
+        ids, times = watch.ids[index], watch.step_s
+        extension = self._endings.extension(
+            row,
+            ids,
+            watch.finish[index],
+            logprobs=watch.logprobs(index) if row.logprobs else (),
+            seconds=times[len(ids) - 1] - started_s,
+        )
+        # The last token is written and never read; without a cache each step reads everything again.
+        read = len(row.context) + len(ids) - 1
+        again = [(0, n) for n in range(len(row.context), read + 1)] if not self._kv_cache else [(0, read)]
+        return Grown(extension, started_s, times[: len(ids)], again)
+
+    @torch.inference_mode()
+    def _peek(self, rows: Sequence[Row], on_step: OnStep) -> list[Grown]:
+        started_s = now()
+        ids, mask = pad_left([r.context for r in rows], self.loaded.tokenizer.pad_id, self.loaded.device)
+        positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self._takes_positions else {}
+        output = self.loaded.model(input_ids=ids, attention_mask=mask, use_cache=False, **positions)
+        found = output.logits[:, -1].float().log_softmax(-1).topk(max(r.peek for r in rows))
+        tokens, values = found.indices.tolist(), found.values.tolist()
+        on_step(len(rows))
+        return [
+            Grown(
+                Extension("", (), "length"),
+                started_s,
+                (now(),),  # the work of one token, which the strategy chooses
+                [(0, len(row.context))],
+                choices=tuple(zip(tokens[i][: row.peek], values[i][: row.peek], strict=True)),
+            )
+            for i, row in enumerate(rows)
+        ]
 
     def _note_cache(self, cache: Any) -> None:
         held = cache_bytes(cache)
@@ -165,8 +236,8 @@ def _alike(rows: Sequence[Row], context: int | None) -> list[list[int]]:
     rows run apart.
     """
     longest = max(r.limit for r in rows)
-    groups: dict[tuple[object, int], list[int]] = {}
+    groups: dict[tuple[object, int, bool], list[int]] = {}
     for index, row in enumerate(rows):
         cramped = context is not None and len(row.context) + longest > context
-        groups.setdefault((row.sampling, row.limit if cramped else 0), []).append(index)
+        groups.setdefault((row.sampling, row.limit if cramped else 0, row.peek > 0), []).append(index)
     return list(groups.values())

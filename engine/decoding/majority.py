@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from engine.decoding import votes
-from engine.decoding.candidates import candidates, solve
+from engine.decoding.candidates import candidates, sampling_of, solve
 from engine.decoding.requests import Outcome, Question, Search
-from engine.sampling import Sampling
 from spec.strategy import Majority
 
 
 def majority(question: Question, strategy: Majority) -> Search:
     """n sampled solutions; the most frequent answer wins."""
-    found = candidates(question, (yield from solve(question, strategy.n, Sampling.of(strategy))))
+    found = candidates(question, (yield from solve(question, strategy.n, sampling_of(strategy))))
     return Outcome(found, votes.majority([c.answer for c in found], question.equivalent))

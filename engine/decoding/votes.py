@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-from spec.choices import Aggregate
+from spec.choices import Aggregate, Vote
+from spec.results import Candidate
 
 Equivalent = Callable[[str, str], bool]
 
@@ -52,6 +53,18 @@ def best(answers: Sequence[str | None], scores: Sequence[float | None]) -> int |
     """Index of the candidate with the highest score among those with an answer; the first of equals."""
     voting = [i for i, (a, s) in enumerate(zip(answers, scores, strict=True)) if a is not None and s is not None]
     return max(voting, key=lambda i: (_weight(scores, i), -i), default=None)
+
+
+def elect(candidates: Sequence[Candidate], vote: Vote, equivalent: Equivalent) -> int | None:
+    """Index of the candidate whose answer is given; None where none has one."""
+    answers, scores = [c.answer for c in candidates], [c.score for c in candidates]
+    match vote:
+        case Vote.WEIGHTED:
+            return weighted(answers, scores, equivalent)
+        case Vote.MAJORITY:
+            return majority(answers, equivalent)
+        case Vote.BEST:
+            return best(answers, scores)
 
 
 def aggregate(steps: Sequence[float], how: Aggregate) -> float | None:

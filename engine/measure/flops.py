@@ -5,18 +5,17 @@ arXiv 2001.08361, section 2.1) plus attention: queries times keys and weights ti
 position attended to, so 4 L H D c with L layers, H heads of width D and c positions (same source, their table 1, where
 c is the context length). Softmax, norms and activations are left out, as there.
 
-Three accountings (docs/metrics.md): ``generated`` is the convention of the inference-scaling paper; ``total`` adds
-prompts, attention and verifier; ``no_reuse`` charges every sample its own prompt. Padding is not counted. Reading the
-prompt gives the first token and the last token is never read, so ``total`` charges T - 1 steps for T tokens.
+Three accountings (docs/metrics.md, ``engine.measure.account``): ``generated`` is the convention of the
+inference-scaling paper; ``total`` counts every position that a model processed, prompts, verifiers and drafts included;
+``no_reuse`` adds what was found computed. Padding is not counted. Reading the prompt gives the first token and the last
+token is never read, so T tokens take T - 1 steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from spec.results import Answer
 
 # The names that configs have for these; engine.sizes reads the same ones from a config.json.
 EXPERTS_PER_TOKEN = (
@@ -40,6 +39,8 @@ class ModelShape:
             output head counts), of routed experts only those a token is sent to. None where that cannot be told.
         heads: query heads, of width ``head_dim``.
         windows: per layer, how many positions it attends to at most; None for all.
+        head_parameters: of the output head; ``kv_parameters``: that make one layer's keys and values. Both 0 where
+            they are not told apart.
         reason: why ``active_parameters`` is None.
     """
 
@@ -49,6 +50,8 @@ class ModelShape:
     head_dim: int
     windows: tuple[int | None, ...]
     reason: str | None = None
+    head_parameters: int = 0
+    kv_parameters: int = 0
 
     @property
     def layers(self) -> int:
@@ -77,7 +80,10 @@ def model_shape(model: Any) -> ModelShape:
             active -= round(routed * (1 - share))
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return ModelShape(parameters, active, heads, head_dim, _windows(config), reason)
+    windows = _windows(config)
+    made = sum(p.numel() for name, p in model.named_parameters() if ".k_proj." in name or ".v_proj." in name)
+    head_size = 0 if head is None else head.weight.numel()
+    return ModelShape(parameters, active, heads, head_dim, windows, reason, head_size, made // max(1, len(windows)))
 
 
 def _active_share(config: Any) -> float | None:
@@ -115,47 +121,26 @@ def forward_flops(shape: ModelShape, tokens: int, context: int = 0) -> float | N
     return 2.0 * shape.active_parameters * tokens + 4.0 * shape.heads * shape.head_dim * attention
 
 
-@dataclass(frozen=True, slots=True)
-class Flops:
-    """The three accountings of one run."""
-
-    generated: float
-    total: float
-    no_reuse: float
+def spans_flops(shape: ModelShape, spans: Iterable[tuple[int, int]]) -> float | None:
+    """Operations to process positions ``first .. end - 1`` of a sequence, for each (first, end) run; None without N."""
+    costs = [forward_flops(shape, end - first, context=first) for first, end in spans]
+    return None if shape.active_parameters is None else sum(c or 0.0 for c in costs)
 
 
-def count_flops(
-    answers: Iterable[Answer],
-    model: ModelShape,
-    verifier: ModelShape | None = None,
-) -> Flops | None:
-    """The compute of all answers; None where the active parameters of a model are not known.
+def exit_savings(shape: ModelShape, exits: Sequence[int], context: int) -> float:
+    """What early exits spared of the operations of full depth: less what looking for an exit cost, so it can be < 0.
 
-    Every sample is taken to have processed its own copy of the prompt.
+    ``exits``: layers that each token took; the first came from a context of ``context`` tokens at full depth. A token
+    that leaves after l of L layers spares the others, but for their keys and values, and has paid for the output head
+    after each layer it was looked at, where full depth pays once.
     """
-    if model.active_parameters is None or (verifier is not None and verifier.active_parameters is None):
-        return None
-    generated = total = no_reuse = 0.0
-    for answer in answers:
-        n = max(1, len(answer.candidates))
-        length = answer.tokens_prompt // n
-        decode = sum(forward_flops(model, max(0, c.tokens - 1), context=length) or 0.0 for c in answer.candidates)
-        scored = _scored(answer, length, verifier)
-        prompt = forward_flops(model, length) or 0.0
-        generated += 2.0 * model.active_parameters * answer.tokens_generated
-        total += decode + scored + (prompt * answer.tokens_prompt / length if length else 0.0)
-        no_reuse += decode + scored + prompt * n
-    return Flops(generated, total, no_reuse)
-
-
-def _scored(answer: Answer, prompt: int, verifier: ModelShape | None) -> float:
-    """What the verifier cost: only the sum of its tokens is recorded, so each candidate has its share by length."""
-    if verifier is None or not answer.tokens_verifier:
+    if shape.active_parameters is None:
         return 0.0
-    total, left, cost = answer.tokens_verifier, answer.tokens_verifier, 0.0
-    lengths = [max(1, prompt + c.tokens) for c in answer.candidates] or [1]
-    for length in lengths[:-1]:
-        share = min(left, round(total * length / sum(lengths)))
-        cost += forward_flops(verifier, share) or 0.0
-        left -= share
-    return cost + (forward_flops(verifier, left) or 0.0)
+    layers = shape.layers
+    layer = (shape.active_parameters - shape.head_parameters) / layers - shape.kv_parameters
+    saved = 0.0
+    for i, depth in enumerate(exits[1:]):
+        skipped = layers - depth
+        saved += 2.0 * skipped * layer + 4.0 * shape.heads * shape.head_dim * skipped * (context + i + 1)
+        saved -= 2.0 * shape.head_parameters * (depth - 1)
+    return saved

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.measure.energy import EnergyReading
-from engine.measure.flops import ModelShape, count_flops
+from engine.measure.flops import ModelShape
 from engine.measure.memory import NO_ALLOCATOR, MemoryReading
+from engine.measure.sheet import NO_ANSWERS, SCORES_TEXT, Sheet
 from engine.measure.time import MAX_STORED_SAMPLES, SequenceTiming, percentiles, steady_window, thin
+from engine.measure.work import compute, drafts, exits
 from spec.measures import MEASURES
 from spec.results import Answer, RunResult
 from spec.statistics import pass_at_k, repeats, wilson
 
-SCORES_TEXT = "the task scores a text and asks no questions"
 ASKS_QUESTIONS = "the task asks questions and scores no text"
-NO_ANSWERS = "no problem was answered"
 NO_TOKENS = "no token was generated"
 NO_REFERENCE = "the problems have no reference answers"
 NOT_TOLD = "the back end cannot tell"
@@ -89,36 +89,18 @@ class RunRecord:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Sheet:
-    """The measures and reasons being filled in; ``put`` takes a value or the reason for its absence."""
-
-    def __init__(self) -> None:
-        self.measures: dict[str, float | int | None] = dict.fromkeys(MEASURES)
-        self.reasons: dict[str, str] = {}
-
-    def put(self, name: str, value: float | int | None, reason: str = "") -> None:
-        if value is not None and not math.isfinite(value):
-            value, reason = None, "the value is not finite"
-        self.measures[name] = value
-        if value is None:
-            self.reasons[name] = reason
-        else:
-            self.reasons.pop(name, None)
-
-    def ratio(self, name: str, part: float | int | None, whole: float, reason: str) -> None:
-        """``part / whole``; the reason of an absent part is ``reason`` too."""
-        self.put(name, None if part is None or not whole else part / whole, reason)
-
-
 def summarise(record: RunRecord, environment: dict[str, Any] | None = None) -> RunResult:
     """The result of a run. Every measure is a finite number, or None with a reason."""
-    sheet = _Sheet()
+    sheet = Sheet()
     notes: list[str] = []
     answered = [a for a in record.answers if a.error is None]
     _quality(sheet, record, answered, notes)
     samples = _time(sheet, record, answered, notes)
     _energy(sheet, record, notes)
-    _compute(sheet, record, answered)
+    windows = None if record.text is None else record.text.windows
+    compute(sheet, record.answers, record.model, record.verifier, windows)
+    drafts(sheet, record.answers)
+    samples |= exits(sheet, record.answers)
     _memory(sheet, record)
     if record.earlier:
         notes.append(
@@ -154,7 +136,7 @@ def by_level(answers: Iterable[Answer]) -> dict[int, dict[str, int]]:
     return dict(sorted(levels.items()))
 
 
-def _quality(sheet: _Sheet, record: RunRecord, answered: list[Answer], notes: list[str]) -> None:
+def _quality(sheet: Sheet, record: RunRecord, answered: list[Answer], notes: list[str]) -> None:
     text = record.text
     checked = [a for a in answered if a.correct is not None]
     if text is not None:
@@ -226,7 +208,7 @@ def _of_this_attempt(record: RunRecord) -> tuple[int, list[Answer]]:
     return sum(a.tokens_generated for a in fresh), [a for a in fresh if a.error is None]
 
 
-def _time(sheet: _Sheet, record: RunRecord, answered: list[Answer], notes: list[str]) -> dict[str, list[float]]:
+def _time(sheet: Sheet, record: RunRecord, answered: list[Answer], notes: list[str]) -> dict[str, list[float]]:
     timings = record.timings
     series: dict[str, list[float]] = {
         "latency_s": [a.latency_s for a in answered if a.latency_s is not None],
@@ -263,7 +245,7 @@ def _time(sheet: _Sheet, record: RunRecord, answered: list[Answer], notes: list[
     return {name: thin(values) for name, values in series.items() if values}
 
 
-def _energy(sheet: _Sheet, record: RunRecord, notes: list[str]) -> None:
+def _energy(sheet: Sheet, record: RunRecord, notes: list[str]) -> None:
     energy = record.energy
     reason = energy.reason.sentence if energy.reason else "energy was not measured"
     if energy.valid is False and energy.energy_j is not None:
@@ -284,28 +266,7 @@ def _energy(sheet: _Sheet, record: RunRecord, notes: list[str]) -> None:
         sheet.ratio(name, joules, count, reason if joules is None else SCORES_TEXT if record.text else none)
 
 
-def _compute(sheet: _Sheet, record: RunRecord, answered: list[Answer]) -> None:
-    work = record.answers if record.text is None else [_as_answer(tokens) for tokens in record.text.windows]
-    sheet.put("tokens_prompt", sum(a.tokens_prompt for a in work))
-    sheet.put("tokens_generated", sum(a.tokens_generated for a in work))
-    sheet.put("tokens_verifier", sum(a.tokens_verifier for a in work))
-    flops = count_flops(work, record.model, record.verifier)
-    unknown = record.model.reason or (record.verifier and record.verifier.reason) or "active parameters are not known"
-    for name in ("generated", "total", "no_reuse"):
-        sheet.put(f"flops_{name}", None if flops is None else getattr(flops, name), unknown)
-    per = SCORES_TEXT if record.text else NO_ANSWERS
-    mine = count_flops(answered, record.model, record.verifier)
-    total = None if mine is None else mine.total
-    sheet.ratio("flops_per_problem", total, len(answered), unknown if total is None else per)
-    sheet.ratio("tokens_per_problem", sum(a.tokens_generated for a in answered), len(answered), per)
-
-
-def _as_answer(tokens: int) -> Answer:
-    """One window of a scored text as work done: its tokens are all prompt."""
-    return Answer("text", 0, "", None, None, None, None, None, (), tokens, 0, 0, latency_s=None, ttft_s=None)
-
-
-def _memory(sheet: _Sheet, record: RunRecord) -> None:
+def _memory(sheet: Sheet, record: RunRecord) -> None:
     memory, missing = record.memory, record.missing
     sheet.put("weights_bytes", memory.weights_bytes, missing.get("weights_bytes", NOT_TOLD))
     for name, otherwise in (

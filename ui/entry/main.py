@@ -27,8 +27,12 @@ page = st.navigation(
         "Measure": [st.Page(f"{PAGES}/run.py", title="Run", icon=":material/play_arrow:", url_path="run")],
         "Explore": [
             st.Page(f"{PAGES}/frontier.py", title="Frontier", icon=":material/show_chart:", default=True),
+            st.Page(f"{PAGES}/scaling.py", title="Scaling", icon=":material/trending_up:", url_path="scaling"),
         ],
-        "Look inside": [st.Page(f"{PAGES}/runs.py", title="Runs", icon=":material/table_rows:", url_path="runs")],
+        "Look inside": [
+            st.Page(f"{PAGES}/runs.py", title="Runs", icon=":material/table_rows:", url_path="runs"),
+            st.Page(f"{PAGES}/tree.py", title="Tree", icon=":material/account_tree:", url_path="tree"),
+        ],
     }
 )
 try:

@@ -1,0 +1,64 @@
+"""Opens the back end that a run names, and the judge beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from engine.backends.isoquant import IsoquantBackend, Layout
+from engine.backends.rows import Backend
+from engine.backends.transformers import TransformersBackend
+from engine.rewards import PaddedJudge
+from engine.runtime.batcher import Plan
+from engine.scheduler import Judge
+from engine.setup import Setup
+from spec.choices import Backend as Name
+from spec.choices import Batching, Caching
+from spec.errors import SpecError
+from spec.run_spec import RunSpec
+from spec.strategy import Lookup
+
+
+@contextmanager
+def open_backend(setup: Setup, longest: int) -> Iterator[tuple[Backend, Judge | None]]:
+    """The back end of a run and, where its strategy asks for scores, a judge; closed at the end.
+
+    ``longest``: tokens of the longest sequence expected. Raises SpecError, DoesNotFitError.
+    """
+    own = setup.spec.runtime.backend is Name.ISOQUANT
+    backend: Backend = _isoquant(setup, longest) if own else _transformers(setup)
+    judge: Judge | None = None
+    try:
+        if setup.reward is not None:
+            judge = PaddedJudge(setup.reward, setup.spec.runtime.batch_size)
+        yield backend, judge
+    finally:
+        if judge is not None:
+            judge.close()
+        backend.close()
+
+
+def _isoquant(setup: Setup, longest: int) -> IsoquantBackend:
+    spec = setup.spec
+    plan = Plan(
+        batch_size=spec.runtime.batch_size,
+        budget=max(spec.runtime.chunk, spec.runtime.batch_size),
+        static=spec.runtime.batching is Batching.STATIC,
+        kv_cache=spec.runtime.caching is not Caching.OFF,
+    )
+    share = spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
+    return IsoquantBackend(setup.models, Layout(plan, longest, share=share, drafts=_drafts(spec)))
+
+
+def _drafts(spec: RunSpec) -> str | None:
+    return "" if isinstance(spec.strategy, Lookup) else spec.strategy.draft_name
+
+
+def _transformers(setup: Setup) -> TransformersBackend:
+    if setup.others:
+        raise SpecError(
+            f"The strategy {setup.spec.strategy.name} asks several models, which runs on the isoquant back end.",
+            field="runtime.backend",
+        )
+    runtime = setup.spec.runtime
+    return TransformersBackend(setup.loaded, runtime.batch_size, kv_cache=runtime.caching is not Caching.OFF)

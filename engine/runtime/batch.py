@@ -1,0 +1,82 @@
+"""One step's work as flat arrays: every token of every sequence is one row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from engine.runtime.blocks import BLOCK
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """``m`` tokens of the sequences in the batch, int32 throughout.
+
+    Attributes:
+        tokens, positions: [m].
+        slots: [m], each token's row of the ``tables`` [slots, width], which name the blocks of its sequence.
+        wanted: rows whose output is asked for, ascending.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    tables: np.ndarray
+    wanted: np.ndarray
+
+    @property
+    def m(self) -> int:
+        """How many tokens."""
+        return len(self.tokens)
+
+    def on(self, device: torch.device) -> Ragged:
+        """The same for a model that runs through PyTorch."""
+        return Ragged.of(self, device)
+
+
+class Ragged:
+    """A batch as tensors on the device, made once for all layers of a step.
+
+    ``query`` [sequences, most tokens of one] is the row of each sequence's tokens, the last one repeated to fill up;
+    ``back`` [m] finds each row again in that layout, flattened.
+    """
+
+    def __init__(self, batch: Batch, device: torch.device) -> None:
+        slots, first, counts = np.unique(batch.slots, return_index=True, return_counts=True)
+        # Rows of one sequence stand together, in order.
+        order = np.argsort(first, kind="stable")
+        slots, first, counts = slots[order], first[order], counts[order]
+        most = int(counts.max())
+        steps = np.minimum(np.arange(most)[None, :], counts[:, None] - 1)
+        query = first[:, None] + steps
+        back = np.empty(batch.m, dtype=np.int64)
+        inside = np.arange(most)[None, :] < counts[:, None]
+        back[query[inside]] = np.flatnonzero(inside)
+        length = int(batch.positions.max()) + 1
+        tables = batch.tables[slots, : -(-length // BLOCK)]
+        own = batch.tables[batch.slots, batch.positions // BLOCK]
+        self.batch = batch
+        self.query = _tensor(query, device)
+        self.back = _tensor(back, device)
+        self.positions = _tensor(batch.positions, device)
+        self.query_positions = self.positions[self.query]
+        self.tables = _tensor(tables, device)
+        self.blocks = _tensor(own, device)
+        self.places = _tensor(batch.positions % BLOCK, device)
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> Ragged:
+        """From a batch."""
+        return cls(batch, device)
+
+    @cached_property
+    def key_positions(self) -> torch.Tensor:
+        """[positions] of the gathered tables."""
+        return torch.arange(self.tables.shape[1] * BLOCK, device=self.tables.device)
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)

@@ -1,0 +1,404 @@
+"""Continuous batching for one model: which sequences run, what each step processes, when one is put back.
+
+Each step is one ragged batch: one token of every sequence that writes, and pieces of prompts as far as the step's
+budget goes. A place that becomes free is filled at once (or, in static batches, when all are free). Rows with the same
+context start as one: it is computed once, all draw their first token from its scores and share its blocks. When blocks
+run out, the sequence that came last is put back; what it computed stays findable as long as there is room, and the
+rest is computed again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.backends.rows import Grown, OnStep, Row
+from engine.backends.stopping import Endings
+from engine.measure.time import now
+from engine.runtime.batch import Batch
+from engine.runtime.blocks import BLOCK, BlockPool, OutOfBlocks, Table
+from engine.runtime.drafting import Drafter, verify
+from engine.runtime.places import Places, Work
+from engine.runtime.runner import ExitingRunner, Runner
+from engine.runtime.sampler import choose
+from engine.runtime.sequence import Sequence
+
+Ended = list[tuple[Row, Grown]]
+
+
+class NoRoom(Exception):
+    """One sequence alone needs more KV blocks than there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How sequences are laid into batches.
+
+    ``batch_size``: most at once. ``budget``: most tokens in a step, where a prompt can be cut. ``static``: a batch is
+    filled once and runs until its last sequence ends. ``kv_cache`` False computes every sequence anew for each token.
+    """
+
+    batch_size: int
+    budget: int
+    static: bool = False
+    kv_cache: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Rows with one context. ``logits``: the scores behind it, and ``table`` its blocks, once they are computed.
+
+    ``reserved``: places kept free for those of its rows that wait for that.
+    """
+
+    rows: list[Row]
+    table: Table | None = None
+    logits: torch.Tensor | None = None
+    reserved: int = 0
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """That of its first row."""
+        return self.rows[0].order
+
+
+class Batcher:
+    """Runs rows of one model. ``pool`` and the runner's cache have the same blocks."""
+
+    def __init__(
+        self, runner: Runner, pool: BlockPool, endings: Endings, plan: Plan, drafter: Drafter | None = None
+    ) -> None:
+        self.pool = pool
+        self._runner = runner
+        self._endings = endings
+        self._plan = plan
+        self._drafter = drafter
+        self._waiting: list[tuple[tuple[int, ...], int, _Group | Sequence]] = []
+        self._rows_waiting = 0
+        self._reserved = 0
+        self._count = itertools.count()
+        self._running: list[Sequence] = []
+        self._places = Places(plan.batch_size)
+        self._groups: dict[Sequence, _Group] = {}  # by the sequence that computes their context
+        self._ended: Ended = []
+        self._written = 0
+
+    # ---- the face
+
+    @property
+    def wanting(self) -> bool:
+        """Whether it could start more rows at once than it holds."""
+        return self._rows_waiting < self._open
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._running or self._waiting)
+
+    def submit(self, rows: Iterable[Row]) -> None:
+        """Take rows over; neighbours with equal contexts become one group."""
+        for _, same in itertools.groupby(rows, key=lambda r: r.context):
+            group: list[Row] = []
+            for row in same:
+                if row.peek or row.replay or not self._plan.kv_cache:
+                    self._wait(_Group([row]))
+                else:
+                    group.append(row)
+            if group:
+                self._wait(_Group(group))
+
+    def step(self, on_step: OnStep) -> Ended:
+        """One forward pass; the rows that ended with it. Raises NoRoom and what ``on_step`` raises."""
+        self._ended, self._written = [], 0
+        self._admit()
+        if self._drafter is not None:
+            self._drafter.propose([s for s in self._running if s.row.draft is not None and s.decoding])
+        for work in self._lay_out():
+            self._process(work)
+        on_step(self._written)
+        return self._ended
+
+    # ---- admission
+
+    @property
+    def _open(self) -> int:
+        """Places that are neither taken nor kept for the rest of a group."""
+        return self._places.free - self._reserved
+
+    def _wait(self, what: _Group | Sequence) -> None:
+        order = what.order if isinstance(what, _Group) else what.row.order
+        heapq.heappush(self._waiting, (order, next(self._count), what))
+        self._rows_waiting += _rows(what)
+
+    def _admit(self) -> None:
+        if self._plan.static and self._running:
+            return
+        while self._waiting and self._open > 0:
+            what = self._waiting[0][2]
+            if not self._has_room(what):  # it keeps its turn, and those behind it wait with it
+                if not self._running:
+                    raise NoRoom
+                return
+            heapq.heappop(self._waiting)
+            self._rows_waiting -= _rows(what)
+            if isinstance(what, Sequence):
+                self._enter(what)
+            elif what.logits is None:
+                self._start(what)
+            else:
+                self._start_rest(what, self._open)
+
+    def _has_room(self, what: _Group | Sequence) -> bool:
+        if isinstance(what, Sequence):
+            length = len(what.tokens)
+        else:
+            length = 0 if what.logits is not None else len(what.rows[0].context)
+        return self.pool.available >= min(-(-(length + 1) // BLOCK), self.pool.count)
+
+    def _start(self, group: _Group) -> None:
+        """The first row of a group computes the context; places are kept for as many of the others as there are."""
+        row = group.rows.pop(0)
+        sequence = Sequence(row, list(row.context), now())
+        self._enter(sequence)
+        if group.rows:
+            group.reserved = min(len(group.rows), self._open)
+            self._reserved += group.reserved
+            self._groups[sequence] = group
+
+    def _enter(self, sequence: Sequence) -> None:
+        """Give a sequence a place, and what is known of its tokens; the last one is always computed, for its scores."""
+        row, limit = sequence.row, len(sequence.tokens) - 1
+        if row.replay:
+            limit = min(limit, len(row.context) - row.replay)
+        first = not sequence.spans
+        sequence.table, found = self.pool.find(sequence.tokens, limit)
+        sequence.computed = sequence.since = found
+        sequence.shared = True
+        if first:
+            sequence.cached = found
+        self._places.take(sequence)
+        self._running.append(sequence)
+
+    def _start_rest(self, group: _Group, most: int) -> None:
+        """Up to ``most`` of the rows behind a context that is computed; the others wait with its scores."""
+        assert group.logits is not None
+        assert group.table is not None
+        self._reserved -= group.reserved
+        group.reserved = 0
+        sequences = []
+        for row in group.rows[:most]:
+            sequence = Sequence(row, list(row.context), now(), table=self.pool.fork(group.table))
+            sequence.computed = sequence.since = sequence.cached = len(row.context)
+            self._places.take(sequence)
+            self._running.append(sequence)
+            sequences.append(sequence)
+        del group.rows[:most]
+        if group.rows:
+            self._wait(group)
+        else:
+            self.pool.release(group.table)
+        if sequences:
+            self._extend(sequences, group.logits.expand(len(sequences), -1))
+
+    # ---- one step
+
+    def _lay_out(self) -> list[list[Work]]:
+        """What the step processes, with blocks for all of it: writers first, then prompts as far as the budget goes.
+
+        Two lists at most, a forward pass each: those that may leave the model early go by themselves.
+        """
+        budget, work = self._plan.budget, list[Work]()
+        for sequence in sorted(self._running, key=_left):
+            if sequence.slot < 0 or budget <= 0:  # it was put back for one before it
+                continue
+            n = min(_left(sequence), budget)
+            tokens = sequence.tokens[sequence.computed : sequence.computed + n]
+            end = sequence.computed + n == len(sequence.tokens)
+            if end and sequence.proposed:
+                tokens = tokens + sequence.proposed
+            if self._make_room(sequence, sequence.computed + len(tokens)):
+                work.append(Work(sequence, tokens, end))
+                budget -= len(tokens)
+        work = [w for w in work if w.sequence.slot >= 0]
+        early = [w for w in work if w.exits]
+        return [part for part in ([w for w in work if not w.exits] if early else work, early) if part]
+
+    def _make_room(self, sequence: Sequence, end: int) -> bool:
+        """Blocks of its own for a sequence's next tokens, for which others are put back; False where it was itself."""
+        table = sequence.table
+        if not sequence.shared and end <= len(table.blocks) * BLOCK:
+            return True
+        while True:
+            try:
+                self.pool.grow(table, sequence.computed, end, self._places.copies)
+                break
+            except OutOfBlocks:
+                last = max(self._running, key=lambda s: (s.row.order, s.started_s))
+                if len(self._running) == 1:
+                    raise NoRoom from None
+                self._put_back(last)
+                if last is sequence:
+                    return False
+        sequence.shared = False
+        self._places.show(sequence)
+        return True
+
+    def _put_back(self, sequence: Sequence) -> None:
+        self._leave(sequence)
+        sequence.proposed = []
+        self._wait(sequence)
+
+    def _process(self, work: list[Work]) -> None:
+        copies, self._places.copies = self._places.copies, []
+        if copies:
+            self._runner.copy(copies)
+        batch = self._places.batch(work)
+        if work[0].exits:
+            logits = self._exit(work, batch)
+        else:
+            logits = self._runner.logits(batch)
+        at, plain, rows = 0, list[Sequence](), list[int]()
+        for item in work:
+            sequence, n = item.sequence, item.wanted
+            sequence.computed += len(item.tokens) - len(sequence.proposed if item.end else ())
+            if item.end and not (sequence.row.peek or sequence.row.replay or sequence.proposed):
+                if sequence.row.exit is not None and not item.exits:
+                    sequence.exits.append(self._exiting.layers)
+                plain.append(sequence)
+                rows.append(at)
+            elif n:
+                self._answer(item, logits[at : at + n])
+            at += n
+        for sequence in plain:
+            if sequence in self._groups or len(sequence.tokens) == len(sequence.row.context):
+                self._behind_context(sequence)
+        if plain:
+            chosen = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+            # A group's scores outlive the buffer they lie in.
+            groups = [(self._groups.pop(s), i) for i, s in enumerate(plain) if s in self._groups]
+            for group, i in groups:
+                group.logits = chosen[i].clone()
+            self._extend(plain, chosen)
+            for group, _ in groups:
+                self._start_rest(group, group.reserved)
+
+    def _behind_context(self, sequence: Sequence) -> None:
+        """A context is computed: others may find it, and the rest of its group shares its blocks."""
+        if sequence.keeps_cache and self.pool.commit(sequence.table, sequence.tokens, sequence.computed):
+            self._places.show(sequence)
+        if sequence in self._groups:
+            self._groups[sequence].table = self.pool.fork(sequence.table)
+            sequence.shared = True
+
+    def _exit(self, work: list[Work], batch: Batch) -> torch.Tensor:
+        rules = [w.sequence.row.exit for w in work]
+        thresholds = np.array([r.threshold for r in rules if r is not None])
+        first = rules[0]
+        assert first is not None
+        logits, layers = self._exiting.exiting(batch, thresholds, first.margin, first.first)
+        for item, depth in zip(work, layers, strict=True):
+            item.sequence.exits.append(depth)
+        return logits
+
+    @property
+    def _exiting(self) -> ExitingRunner:
+        """The runner; only a run whose runner can leave a model early has rows that do."""
+        return self._runner  # type: ignore[return-value]
+
+    def _answer(self, work: Work, logits: torch.Tensor) -> None:
+        """What a row gets that is not simply extended by a token."""
+        sequence, row = work.sequence, work.sequence.row
+        if row.peek:
+            top = logits[0].float().log_softmax(-1).topk(row.peek)
+            choices = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+            self._behind_context(sequence)
+            sequence.token_s.append(now())  # the work of one token, which the strategy chooses
+            self._written += 1
+            self._end(sequence, "length", choices=choices)
+        elif row.replay:
+            sequence.replayed += logits.argmax(-1).tolist()
+            if work.end:
+                self._end(sequence, "length", replayed=tuple(sequence.replayed))
+        else:
+            proposed, sequence.proposed = sequence.proposed, []
+            assert self._drafter is not None
+            taken = verify(sequence, proposed, logits, self._drafter.beliefs(sequence))
+            sequence.passes += 1
+            sequence.drafted += len(proposed)
+            before = len(sequence.tokens)
+            for token in taken:
+                if self._write(sequence, token, None):
+                    break
+            sequence.accepted += min(len(taken) - 1, len(sequence.tokens) - before)
+            # The pass stored keys and values of the tokens it confirmed; those of the others were work as well.
+            processed = sequence.computed + len(proposed)
+            sequence.computed = len(sequence.tokens) - 1
+            if processed > sequence.computed:
+                sequence.spans.append((sequence.computed, processed))
+            if sequence.finish:
+                self._end(sequence, sequence.finish)
+
+    # ---- writing and ending
+
+    def _extend(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+        """One more token for each of them."""
+        chosen = choose(logits, sequences)
+        at = now()
+        logprobs = chosen.logprobs or itertools.repeat(None)
+        for sequence, token, logprob in zip(sequences, chosen.tokens, logprobs, strict=False):
+            if sequence.row.draft is not None:
+                sequence.passes += 1
+            if self._write(sequence, token, logprob, at):
+                self._end(sequence, sequence.finish or "length")
+            elif not self._plan.kv_cache:
+                sequence.close_span()
+                sequence.computed = sequence.since = 0
+
+    def _write(self, sequence: Sequence, token: int, logprob: float | None, at: float | None = None) -> bool:
+        """Append a token; whether the sequence ends with it."""
+        sequence.tokens.append(token)
+        sequence.token_s.append(now() if at is None else at)
+        if logprob is not None and sequence.row.logprobs:
+            sequence.logprobs.append(logprob)
+        self._written += 1
+        sequence.finish = self._endings.of(sequence.row, sequence.tokens, len(sequence.row.context))
+        return sequence.finish is not None
+
+    def _end(self, sequence: Sequence, finish: str, **more: Any) -> None:
+        row, ids = sequence.row, sequence.generated
+        self._leave(sequence)
+        if self._drafter is not None:
+            self._drafter.forget(sequence)
+        extension = self._endings.extension(
+            row,
+            ids,
+            finish,
+            logprobs=sequence.logprobs,
+            seconds=sequence.token_s[-1] - sequence.started_s if sequence.token_s else 0.0,
+            exits=sequence.exits,
+        )
+        self._ended.append((row, sequence.grown(extension, **more)))
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Free its place and its blocks; what it computed stays findable."""
+        sequence.close_span()
+        whole = sequence.keeps_cache and self._plan.kv_cache
+        length = sequence.computed if whole else min(sequence.computed, len(sequence.row.context))
+        self.pool.release(sequence.table, sequence.tokens, length if self._plan.kv_cache else 0)
+        self._places.give_back(sequence)
+        self._running.remove(sequence)
+
+
+def _rows(what: _Group | Sequence) -> int:
+    return len(what.rows) if isinstance(what, _Group) else 1
+
+
+def _left(sequence: Sequence) -> int:
+    """Tokens of a sequence that are not computed: those that write have one and go first."""
+    return len(sequence.tokens) - sequence.computed

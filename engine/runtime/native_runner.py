@@ -1,0 +1,248 @@
+"""Runs the Llama family on a processor through our own C++ forward pass: no Python between the layers.
+
+The weights are those of the loaded model, packed once into the order the kernels read. Activations and sums are fp32
+whatever the weights are. Each row's sums run in one fixed order, so a token's scores do not depend, to the last bit,
+on which other rows share its batch or on how its prompt was cut into chunks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.runtime.batch import Batch
+from engine.runtime.blocks import BLOCK
+from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
+from kernels.native import build, ops
+
+# Architectures whose layers are exactly those of forward.cpp, and where each says how far a layer sees.
+FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+def serves(model: Any, device: torch.device) -> bool:
+    """Whether ``NativeRunner`` can run a model: its family, its parts, its number format, a compiler at hand."""
+    if device.type != "cpu" or model.config.model_type not in FAMILY or model.dtype not in ops.CODES:
+        return False
+    inner = model.model
+    layers = all(_plain_layer(layer) for layer in inner.layers)
+    dim = inner.layers[0].self_attn.head_dim
+    whole = inner.rotary_emb.inv_freq.numel() * 2 == dim  # a part of a head that does not rotate is not served
+    return layers and whole and dim % 2 == 0 and build.reason() is None
+
+
+def _plain_layer(layer: nn.Module) -> bool:
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    parts = {n for n, _ in layer.named_children()}, {n for n, _ in mlp.named_children()}
+    silu = type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+    biased = any(m.bias is not None for m in linears[4:])
+    return parts == (_LAYER, _MLP) and silu and not biased and all(type(m) is nn.Linear for m in linears)
+
+
+class NativeRunner:
+    """See Runner and ExitingRunner."""
+
+    name = "paged, native forward"
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self._model = model
+        self.dtype = self._dtype = dtype
+        self._held: list[torch.Tensor] = []
+        attention, config = model.model.layers[0].self_attn, model.config
+        self.layers = len(model.model.layers)
+        self.vocab, self.hidden = int(config.vocab_size), int(config.hidden_size)
+        self._kv_heads, self._dim = int(config.num_key_value_heads), int(attention.head_dim)
+        self._heads, self._mlp = int(config.num_attention_heads), int(config.intermediate_size)
+        self._shapes = [KvShape(self._kv_heads, self._dim, self._dim)] * self.layers
+        self.block_bytes = block_bytes(self._shapes, dtype)
+        self._kv: KvCache | None = None
+        self._scratch = ops.Scratch()
+        self._layers = (ops.Layer * self.layers)(*(self._layer(i, m) for i, m in enumerate(model.model.layers)))
+        self._native = self._describe()
+        self._x = self._work = self._out = self._states = torch.empty(0)
+        self._embed, self._run, self._head, self._by_reference = ops.forward_of(self._native)
+
+    # ---- the model as forward.cpp reads it
+
+    def _describe(self) -> ops.Model:
+        model, inner = self._model, self._model.model
+        found = ops.Model(
+            self.layers, self.hidden, self._mlp, self.vocab, self._heads, self._kv_heads, self._dim,
+            ops.CODES[inner.embed_tokens.weight.dtype], ops.CODES[self._dtype],
+            float(inner.norm.variance_epsilon), float(inner.layers[0].self_attn.scaling),
+        )  # fmt: skip
+        found.embedding = self._keep(inner.embed_tokens.weight.detach().contiguous())
+        found.head = self._pack(model.lm_head.weight)
+        found.norm = self._fp32(inner.norm.weight)
+        found.head_bias = self._fp32(model.lm_head.bias)
+        found.layer = ctypes.cast(self._layers, ctypes.POINTER(ops.Layer))
+        return found
+
+    def _layer(self, index: int, layer: Any) -> ops.Layer:
+        a, mlp = layer.self_attn, layer.mlp
+        biases = [m.bias for m in (a.q_proj, a.k_proj, a.v_proj)]
+        return ops.Layer(
+            norm_in=self._fp32(layer.input_layernorm.weight),
+            norm_mlp=self._fp32(layer.post_attention_layernorm.weight),
+            qkv=self._pack(torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])),
+            o=self._pack(a.o_proj.weight),
+            gate_up=self._pack(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
+            down=self._pack(mlp.down_proj.weight),
+            qkv_bias=self._fp32(None if biases[0] is None else torch.cat(biases)),
+            o_bias=self._fp32(a.o_proj.bias),
+            q_norm=self._fp32(a.q_norm.weight if hasattr(a, "q_norm") else None),
+            k_norm=self._fp32(a.k_norm.weight if hasattr(a, "k_norm") else None),
+            window=self._window(a) or 0,
+            rotary=int(getattr(a, "use_rope", 1)),
+        )
+
+    def _window(self, attention: Any) -> int | None:
+        if self._model.config.model_type == "mistral":
+            found = getattr(self._model.config, "sliding_window", None)
+        else:
+            found = getattr(attention, "sliding_window", None)
+        return None if found is None else int(found)
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+    def _pack(self, weight: torch.Tensor) -> int:
+        return self._keep(ops.pack(weight.detach()))
+
+    def _fp32(self, tensor: torch.Tensor | None) -> int | None:
+        return None if tensor is None else self._keep(tensor.detach().float().contiguous())
+
+    # ---- Runner
+
+    def allocate(self, count: int) -> None:
+        """See Runner."""
+        self._kv = None
+        self._kv = KvCache(self._shapes, count, self._dtype, torch.device("cpu"))
+        for layer, keys, values in zip(self._layers, self._kv.keys, self._kv.values, strict=True):
+            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        with torch.inference_mode():
+            positions = torch.arange(count * BLOCK)[None]
+            limit = getattr(self._model.config, "max_position_embeddings", None)
+            positions = positions[:, :limit]
+            tables = self._model.model.rotary_emb(torch.zeros(1), positions)
+            self._cos, self._sin = (t[0].float().contiguous() for t in tables)
+        self._native.cos, self._native.sin = self._cos.data_ptr(), self._sin.data_ptr()
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """See Runner."""
+        assert self._kv is not None
+        self._kv.copy(pairs)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """See Runner."""
+        self._through(batch, 0, self.layers)
+        return self._read(batch.wanted, self._x)
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """See Runner."""
+        self._through(batch, 0, self.layers)
+        n = len(batch.wanted)
+        self._room(n)
+        self._head(self._by_reference, n, _at(batch.wanted), _ptr(self._x), _ptr(self._states), None)
+        return self._states[:n]
+
+    def exiting(self, batch: Batch, thresholds: np.ndarray, margin: bool, first: int) -> tuple[torch.Tensor, list[int]]:
+        """See ExitingRunner. Skipped layers get their keys and values from the state that left (Schuster et al. 2022,
+        arXiv 2207.07061, section 3.3)."""
+        m = batch.m
+        logits, layers = torch.empty(m, self.vocab), np.full(m, self.layers)
+        going = np.arange(m)
+        for depth in range(self.layers):
+            if not len(going):
+                break
+            self._go(batch, going, depth, fill=False)
+            if depth + 1 == self.layers:
+                logits[torch.from_numpy(going)] = self._read(going.astype(np.int32), self._x)
+            elif depth + 1 >= first:
+                scores = self._read(going.astype(np.int32), self._x)
+                leaving = _confidence(scores, margin) >= thresholds[going]
+                left = going[leaving]
+                logits[torch.from_numpy(left)] = scores[torch.from_numpy(leaving)]
+                layers[left] = depth + 1
+                for deeper in range(depth + 1, self.layers):
+                    self._go(batch, left, deeper, fill=True)
+                going = going[~leaving]
+        return logits, layers.tolist()
+
+    def close(self) -> None:
+        """See Runner."""
+        self._kv = None
+        self._held.clear()
+
+    # ---- calls
+
+    def _through(self, batch: Batch, start: int, end: int) -> None:
+        self._grow(batch.m)
+        self._embed(self._by_reference, batch.m, _at(batch.tokens), _ptr(self._x))
+        rows = ops.Rows.of(batch.positions, batch.slots, batch.tables)
+        self._layers_of(rows, start, end, self._x, fill=False)
+
+    def _go(self, batch: Batch, some: np.ndarray, layer: int, fill: bool) -> None:
+        """One layer for some of the rows; ``fill``: only their keys and values. The states of the others stay."""
+        if not len(some):
+            return
+        if layer == 0:
+            self._grow(batch.m)
+            self._embed(self._by_reference, batch.m, _at(batch.tokens), _ptr(self._x))
+        chosen = torch.from_numpy(some)
+        part = self._x[chosen]
+        positions, slots = batch.positions[some], batch.slots[some]
+        rows = ops.Rows.of(positions, slots, batch.tables)
+        self._layers_of(rows, layer, layer + 1, part, fill)
+        if not fill:
+            self._x[chosen] = part
+
+    def _layers_of(self, rows: ops.Rows, start: int, end: int, x: torch.Tensor, fill: bool) -> None:
+        scores, each = self._scratch.scores(rows.width)
+        reference = ctypes.byref(rows)
+        self._run(
+            *(self._by_reference, start, end, reference, _ptr(x), _ptr(self._work), scores),
+            ctypes.c_int64(each),
+            int(fill),
+        )
+
+    def _read(self, wanted: np.ndarray, x: torch.Tensor) -> torch.Tensor:
+        n = len(wanted)
+        self._room(n)
+        self._head(self._by_reference, n, _at(wanted), _ptr(x), _ptr(self._states), _ptr(self._out))
+        return self._out[:n]
+
+    def _grow(self, m: int) -> None:
+        if len(self._x) < m:
+            wide = max(self.hidden, self._heads * self._dim)
+            middle = max((self._heads + 2 * self._kv_heads) * self._dim, 2 * self._mlp)
+            self._x = torch.empty(m, self.hidden)
+            self._work = torch.empty(m * (wide + middle))
+
+    def _room(self, n: int) -> None:
+        if len(self._states) < n:
+            self._states = torch.empty(n, self.hidden)
+            self._out = torch.empty(n, self.vocab)
+
+
+def _confidence(scores: torch.Tensor, margin: bool) -> np.ndarray:
+    """The highest probability of each row, or its lead over the second."""
+    top = scores.softmax(-1).topk(2, -1).values
+    return np.asarray((top[:, 0] - top[:, 1] if margin else top[:, 0]).numpy())
+
+
+def _at(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _ptr(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

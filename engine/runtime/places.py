@@ -1,0 +1,93 @@
+"""The places of a batch: each running sequence's row of the block tables, and the arrays of a step."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.runtime.batch import Batch
+from engine.runtime.blocks import BLOCK, Copies
+from engine.runtime.sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """What a step processes of one sequence: ``tokens`` from its ``computed`` on; ``end``: up to its last one."""
+
+    sequence: Sequence
+    tokens: list[int]
+    end: bool
+
+    @property
+    def exits(self) -> bool:
+        """Whether its token may leave the model early: one that is written, not one that is read."""
+        return self.sequence.row.exit is not None and len(self.sequence.tokens) > len(self.sequence.row.context)
+
+    @property
+    def wanted(self) -> int:
+        """Of how many of its last tokens the scores are wanted."""
+        sequence, row = self.sequence, self.sequence.row
+        if row.replay:
+            first = len(row.context) - row.replay  # the first position whose scores are wanted
+            return max(0, min(len(self.tokens), sequence.computed + len(self.tokens) - first))
+        return 1 + len(sequence.proposed) if self.end else 0
+
+
+class Places:
+    """``count`` of them. ``copies``: KV blocks to copy before the next forward pass."""
+
+    def __init__(self, count: int) -> None:
+        self.copies: Copies = []
+        self._tables = np.zeros((count, 16), dtype=np.int32)
+        self._free = list(range(count - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        """How many are free."""
+        return len(self._free)
+
+    def take(self, sequence: Sequence) -> None:
+        """Give a sequence a place."""
+        sequence.slot = self._free.pop()
+        self.show(sequence)
+
+    def give_back(self, sequence: Sequence) -> None:
+        """Its place is free."""
+        self._free.append(sequence.slot)
+        sequence.slot = -1
+
+    def show(self, sequence: Sequence) -> None:
+        """Bring a sequence's row of the tables up to date."""
+        blocks = sequence.table.blocks
+        width = self._tables.shape[1]
+        if len(blocks) > width:
+            self._tables = np.pad(self._tables, ((0, 0), (0, max(width, len(blocks) - width))))
+        self._tables[sequence.slot, : len(blocks)] = blocks
+
+    def batch(self, work: list[Work]) -> Batch:
+        """The step's arrays."""
+        counts = np.array([len(w.tokens) for w in work], dtype=np.int32)
+        starts = np.array([w.sequence.computed for w in work], dtype=np.int32)
+        slots = np.array([w.sequence.slot for w in work], dtype=np.int32)
+        if (m := int(counts.sum())) == len(work):
+            tokens, positions, rows = np.array([w.tokens[0] for w in work], dtype=np.int32), starts, slots
+        else:
+            tokens = np.fromiter(itertools.chain.from_iterable(w.tokens for w in work), np.int32, m)
+            before = np.cumsum(counts, dtype=np.int32) - counts
+            positions = np.repeat(starts - before, counts) + np.arange(m, dtype=np.int32)
+            rows = np.repeat(slots, counts)
+        width = -(-(int(positions.max()) + 1) // BLOCK)
+        tables = np.ascontiguousarray(self._tables[:, :width])
+        return Batch(tokens, positions, rows, tables, _wanted(work, counts))
+
+
+def _wanted(work: list[Work], counts: np.ndarray) -> np.ndarray:
+    """Rows whose scores are wanted: the last ``wanted`` of each sequence's."""
+    last = np.array([w.wanted for w in work], dtype=np.int32)
+    if last.max(initial=0) <= 1:
+        return (np.cumsum(counts, dtype=np.int32) - 1)[last == 1]
+    ends = np.cumsum(counts)
+    parts = [np.arange(end - n, end) for end, n in zip(ends, last, strict=True)]
+    return np.concatenate(parts).astype(np.int32)

@@ -1,0 +1,57 @@
+"""Forward passes of one model over paged batches: what all ways to run them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from engine.runtime.batch import Batch
+
+
+class Runner(Protocol):
+    """Runs batches of one model.
+
+    ``name`` says what computes, for the record. ``block_bytes``: of one KV block, known before ``allocate``.
+    ``dtype``: of the weights.
+    """
+
+    name: str
+    block_bytes: int
+    vocab: int
+    dtype: torch.dtype
+
+    def allocate(self, count: int) -> None:
+        """Make a KV cache of that many blocks; a former one is given up."""
+        ...
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy KV blocks, (source, destination) each."""
+        ...
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Process a batch; scores [wanted, vocabulary] of the rows asked for, valid until the next call."""
+        ...
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """Process a batch; the model's last hidden states [wanted, hidden] of the rows asked for, after its norm."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back and leave the model as it was found."""
+        ...
+
+
+class ExitingRunner(Protocol):
+    """A runner that can leave a model before its last layer. ``layers``: how many it has."""
+
+    layers: int
+
+    def exiting(self, batch: Batch, thresholds: np.ndarray, margin: bool, first: int) -> tuple[torch.Tensor, list[int]]:
+        """As ``Runner.logits``, with one token per sequence: scores at the layer where each may leave, and that layer.
+
+        ``thresholds`` [rows]; a row with one above 1 never leaves early.
+        """
+        ...

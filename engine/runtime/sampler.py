@@ -1,0 +1,55 @@
+"""The next token of each sequence from a step's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from engine.runtime.sequence import Sequence
+from engine.sampling import Sampling, draw
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """``tokens`` of the sequences, and their log-probabilities where some row asked for them."""
+
+    tokens: list[int]
+    logprobs: list[float] | None
+
+
+def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> Chosen:
+    """One token for each sequence from ``logits`` [sequences, vocabulary]."""
+    kinds = {s.row.sampling for s in sequences}
+    if len(kinds) == 1:
+        tokens = _of_kind(logits, sequences, next(iter(kinds)))
+    else:
+        tokens = torch.empty(len(sequences), dtype=torch.long, device=logits.device)
+        for kind in kinds:
+            places = [i for i, s in enumerate(sequences) if s.row.sampling == kind]
+            at = torch.tensor(places, device=logits.device)
+            tokens[at] = _of_kind(logits[at], [sequences[i] for i in places], kind)
+    logprobs = None
+    if any(s.row.logprobs for s in sequences):
+        chosen = logits.gather(1, tokens[:, None])[:, 0].float()
+        logprobs = (chosen - logits.float().logsumexp(-1)).tolist()
+    return Chosen(tokens.tolist(), logprobs)
+
+
+def distribution(logits: torch.Tensor, sampling: Sampling, contexts: Seq[Seq[int]]) -> torch.Tensor:
+    """Scores [rows, vocabulary] after the filters of a way of sampling; -inf for what was filtered out."""
+    if not sampling.reads_context:
+        return sampling.filters()(None, logits.float())
+    longest = max(len(c) for c in contexts)
+    # The penalty asks which tokens occur, not how often or where: filling up with the first one changes nothing.
+    filled = [list(c) + [c[0]] * (longest - len(c)) for c in contexts]
+    return sampling.filters()(torch.tensor(filled, device=logits.device), logits.float())
+
+
+def _of_kind(logits: torch.Tensor, sequences: Seq[Sequence], sampling: Sampling | None) -> torch.Tensor:
+    if sampling is None:
+        return logits.argmax(-1)
+    numbers = [s.number(len(s.tokens) - len(s.row.context)) for s in sequences]
+    uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+    return draw(distribution(logits, sampling, [s.tokens for s in sequences]), uniform)

@@ -1,0 +1,88 @@
+"""Which models our runtime can run, found out by trying: two short texts in pieces, against the model's own pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.runtime.batch import Batch
+from engine.runtime.blocks import BLOCK
+from engine.runtime.kv_cache import KvShape
+from engine.runtime.module_runner import ModuleRunner
+from engine.runtime.native_runner import NativeRunner, serves
+from engine.runtime.runner import Runner
+
+# Their rotary frequencies follow the longest sequence of a batch, so one request would change another's answer.
+BATCH_DEPENDENT = ("dynamic", "longrope")
+_TEXTS = (29, 11)  # tokens of the two texts: beyond one block and within one
+_PIECES = ((17, 5), (3, 5), (8, 1), (1, 0))
+# Largest difference of logits, as a share of their spread, that arithmetic in another order may make.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+class Unsupported(Exception):
+    """The runtime cannot run this model; the text says why, as half a sentence."""
+
+
+def runner_for(model: Any, device: torch.device, native: bool = True) -> Runner:
+    """A runner for a causal language model of transformers. Raises Unsupported.
+
+    ``native`` False leaves our own forward pass out, so that transformers' modules run over our cache.
+    """
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if parameters.get("rope_type") in BATCH_DEPENDENT:
+        raise Unsupported("its rotary positions depend on the longest sequence in the batch")
+    ids, expected, shapes = _reference(model, device)
+    if native and serves(model, device):
+        runner = NativeRunner(model, model.dtype)
+        if _error(runner, ids, expected) is None:
+            return runner
+        runner.close()
+    found = ModuleRunner(model, shapes, model.dtype, device)
+    error = _error(found, ids, expected)
+    if error is not None:
+        found.close()
+        raise Unsupported(error)
+    return found
+
+
+@torch.inference_mode()
+def _reference(model: Any, device: torch.device) -> tuple[list[list[int]], list[torch.Tensor], list[KvShape]]:
+    """Two texts, the model's own logits for them, and what its own cache holds of a layer."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = int(model.config.get_text_config().vocab_size)
+    ids = [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in _TEXTS]
+    outputs = [model(input_ids=torch.tensor([text], device=device), use_cache=True) for text in ids]
+    layers = getattr(outputs[0].past_key_values, "layers", None)
+    if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
+        raise Unsupported("it keeps its state in another form than keys and values of each token")
+    shapes = [KvShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
+    return ids, [o.logits[0].float().cpu() for o in outputs], shapes
+
+
+def _error(runner: Runner, ids: list[list[int]], expected: list[torch.Tensor]) -> str | None:
+    """Why the runner does not compute what the model does; None where it does."""
+    runner.allocate(2 * -(-max(_TEXTS) // BLOCK))
+    tables = np.arange(2 * -(-max(_TEXTS) // BLOCK), dtype=np.int32).reshape(2, -1)
+    done = [0, 0]
+    for piece in _PIECES:
+        rows = [(s, at) for s, n in enumerate(piece) for at in range(done[s], done[s] + n)]
+        done = [d + n for d, n in zip(done, piece, strict=True)]
+        columns = [ids[s][at] for s, at in rows], [at for _, at in rows], [s for s, _ in rows], range(len(rows))
+        tokens, positions, slots, wanted = (np.array(c, dtype=np.int32) for c in columns)
+        batch = Batch(tokens, positions, slots, tables, wanted)
+        try:
+            found = runner.logits(batch).float().cpu()
+        except Exception as error:
+            return f"it does not run over our cache ({type(error).__name__})"
+        theirs = torch.stack([expected[s][at] for s, at in rows])
+        spread = float(theirs.std()) or 1.0
+        if not torch.isfinite(found).all() or float((found - theirs).abs().max()) > _limit(runner) * spread:
+            return "its attention does not go through transformers' AttentionInterface, or it mixes tokens elsewhere"
+    return None
+
+
+def _limit(runner: Runner) -> float:
+    return _TOLERANCE[runner.dtype]

@@ -1,0 +1,104 @@
+"""Compiles ``forward.cpp`` for this processor, once, and loads it.
+
+Code for the processor at hand is several times faster than code for all of its kind, so no binary is shipped. The
+result lies in the user's cache folder under a name that changes with the source, the flags, the compiler and the
+processor. Without a compiler there are no native kernels; ``reason`` says so, and the plain PyTorch path runs under
+its own name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("forward.cpp")
+FLAGS = ("-O2", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+TUNING = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native"}
+COMPILERS = ("g++", "c++", "clang++")
+TIMEOUT_S = 120
+
+
+class Unavailable(Exception):
+    """There are no native kernels here; the text says why, as half a sentence."""
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The compiled kernels. Raises Unavailable."""
+    if os.environ.get("ISOQUANT_NATIVE", "1") == "0":
+        raise Unavailable("native kernels are switched off by ISOQUANT_NATIVE=0")
+    compiler = _compiler()
+    command = [compiler, *FLAGS, TUNING.get(platform.machine(), "-O2"), str(SOURCE)]
+    path = _folder() / f"native-{_key(command)}.so"
+    if not path.exists():
+        _compile(command, path)
+    try:
+        # torch is loaded by now, and its OpenMP with it: both then share one pool of threads.
+        found = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"the compiled kernels do not load ({error})") from None
+    found.isoquant_threads(torch.get_num_threads())
+    return found
+
+
+def reason() -> str | None:
+    """Why there are no native kernels here; None where there are."""
+    try:
+        library()
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CXX")
+    found = next((c for c in ((wanted,) if wanted else COMPILERS) if shutil.which(c)), None)
+    if found is None:
+        raise Unavailable(f"there is no C++ compiler ({wanted or ', '.join(COMPILERS)})")
+    return found
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isoquant"
+
+
+def _key(command: list[str]) -> str:
+    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest.update(" ".join(command).encode())
+    digest.update(_processor().encode())
+    version = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout
+    digest.update(version)
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What ``native`` stands for: the processor's abilities."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _compile(command: list[str], path: Path) -> None:
+    """Into a name of its own first: two processes may compile at once, and a reader must never find half a file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder, "native.so")
+            done = subprocess.run([*command, "-o", str(made)], capture_output=True, timeout=TIMEOUT_S, check=False)
+            if done.returncode:
+                lines = done.stderr.decode(errors="replace").strip().splitlines()
+                raise Unavailable(f"{command[0]} does not compile the kernels ({lines[0] if lines else 'no message'})")
+            os.replace(made, path)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the kernels could not be compiled ({error})") from None

@@ -1,0 +1,137 @@
+"""The native kernels as functions on torch tensors, and the structures that ``forward.cpp`` reads."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p, pointer
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernels.native.build import library
+
+BLOCK = 16
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_AT_ONCE = 4  # query heads of a group that one pass over a key/value head serves
+
+
+class Heads(Structure):
+    """How a layer attends: head counts and width, softmax scale, softcap (0: none), window (0: all), sinks or null."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("query", "kv", "dim")),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int32),
+        ("sinks", c_void_p),
+    )
+
+
+class Rows(Structure):
+    """A batch: ``m`` tokens with their positions and their rows of the block tables, which are ``width`` wide."""
+
+    _fields_ = (("m", c_int32), ("width", c_int32), *((n, c_void_p) for n in ("positions", "table_row", "tables")))
+
+    @classmethod
+    def of(cls, positions: np.ndarray, table_row: np.ndarray, tables: np.ndarray) -> Rows:
+        """From int32 arrays [m], [m] and [sequences, width], contiguous; the caller keeps them alive."""
+        return cls(len(positions), tables.shape[1], positions.ctypes.data, table_row.ctypes.data, tables.ctypes.data)
+
+
+class Layer(Structure):
+    """One layer's weights (packed where they are matrices) and KV blocks."""
+
+    _fields_ = (
+        *((n, c_void_p) for n in ("norm_in", "norm_mlp", "qkv", "o", "gate_up", "down")),
+        *((n, c_void_p) for n in ("qkv_bias", "o_bias", "q_norm", "k_norm", "keys", "values")),
+        ("window", c_int32),
+        ("rotary", c_int32),
+    )
+
+
+class Model(Structure):
+    """A whole model; see ``Model`` in forward.cpp."""
+
+    _fields_ = (
+        *((n, c_int32) for n in ("layers", "hidden", "mlp", "vocab", "query", "kv", "dim", "weights", "cache")),
+        ("eps", c_float),
+        ("scale", c_float),
+        *((n, c_void_p) for n in ("embedding", "head", "norm", "head_bias", "cos", "sin")),
+        ("layer", POINTER(Layer)),
+    )
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """A matrix [n, k] in the order ``linear`` reads it: [panels, k, panel], the last panel filled up with zeros."""
+    n, k = weight.shape
+    lib = library()
+    panel = lib.isoquant_panel()
+    weight = weight.contiguous()
+    packed = torch.empty((-(-n // panel), k, panel), dtype=weight.dtype)
+    lib.isoquant_pack(CODES[weight.dtype], _at(weight), n, k, _at(packed))
+    return packed
+
+
+def linear(x: torch.Tensor, packed: torch.Tensor, n: int) -> torch.Tensor:
+    """``x`` [m, k] (fp32) times the transpose of a packed matrix: fp32 [m, n]."""
+    m, k = x.shape
+    y = torch.empty(m, n)
+    library().isoquant_linear(CODES[packed.dtype], m, _at(x), k, _at(packed), k, _at(y), n, None, 0)
+    return y
+
+
+def attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: Rows, heads: Heads, scratch: Scratch
+) -> torch.Tensor:
+    """Attention of ``q`` [m, query, dim] (fp32) over paged keys and values; fp32 [m, query * dim].
+
+    ``keys`` [blocks, kv, dim, 16] and ``values`` [blocks, kv, 16, dim] have one type; a row reads up to its position.
+    """
+    out = torch.empty(rows.m, heads.query * heads.dim)
+    scores, each = scratch.scores(rows.width)
+    library().isoquant_attend(
+        CODES[keys.dtype],
+        pointer(heads),
+        pointer(rows),
+        _at(q),
+        heads.query * heads.dim,
+        _at(keys),
+        _at(values),
+        scores,
+        c_int64(each),
+        _at(out),
+    )
+    return out
+
+
+def store(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: Rows) -> None:
+    """Write ``k`` and ``v`` [m, kv, dim] (fp32, contiguous) to the blocks and places of their rows."""
+    kv, dim = k.shape[1:]
+    width = kv * dim
+    args = (pointer(rows), _at(k), width, _at(v), width, _at(keys), _at(values))
+    library().isoquant_store(CODES[keys.dtype], kv, dim, *args)
+
+
+class Scratch:
+    """Memory for attention scores, one part for each thread; grows as the block tables get wider."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def scores(self, width: int) -> tuple[c_void_p, int]:
+        """Address, and floats for each thread, where a sequence has at most ``width`` blocks."""
+        each = MAX_AT_ONCE * width * BLOCK + 16  # 16 apart: no two threads write to one cache line
+        if len(self._buffer) < each * torch.get_num_threads():
+            self._buffer = torch.empty(each * torch.get_num_threads())
+        return _at(self._buffer), each
+
+
+def _at(tensor: torch.Tensor) -> c_void_p:
+    return c_void_p(tensor.data_ptr())
+
+
+def forward_of(model: Model) -> Any:
+    """The three calls of a forward pass as functions of addresses; see NativeForward."""
+    lib = library()
+    return lib.isoquant_embed, lib.isoquant_layers, lib.isoquant_head, ctypes.byref(model)
