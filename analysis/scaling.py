@@ -102,8 +102,8 @@ def share_of_cost(found: Sketch, cost: str, k: int) -> float | None:
 
     Written tokens, and all that follows from them, are shared out evenly. A prompt that was read once for all is
     charged once: 2 N operations (``flops_generated`` per token) for each prompt token that k samples make the model
-    read; attention to the prompt goes with the samples. Without sharing every sample pays for its own prompt, so
-    ``flops_no_reuse`` is shared out evenly as a whole.
+    read; attention to the prompt, and what a reward model reads, go with the samples. Without sharing every sample
+    pays for its own prompt, so ``flops_no_reuse`` is shared out evenly as a whole.
     """
     n, whole = len(found.kinds), found.costs.get(cost)
     if whole is None or k >= n:
@@ -112,7 +112,8 @@ def share_of_cost(found: Sketch, cost: str, k: int) -> float | None:
         return whole * k / n
     tokens, written = found.costs["tokens"], found.costs.get("flops_generated")
     per_token = written / tokens if written and tokens else 0.0
-    read = found.once + (found.prompt - found.once) * (k - 1) / (n - 1)
+    once = min(found.once, found.prompt)  # less than a prompt, where another problem had its beginning computed
+    read = once + (found.prompt - once) * (k - 1) / (n - 1)
     return per_token * read + (whole - per_token * found.prompt) * k / n
 
 

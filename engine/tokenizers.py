@@ -56,6 +56,10 @@ class ModelTokenizer:
         """See Tokenizer."""
         return list(self.inner(text, add_special_tokens=False)["input_ids"])
 
+    def last_id(self, word: str) -> int:
+        """The last token of a word or sign as it stands in a text."""
+        return int(self.inner.convert_tokens_to_ids(self.inner.tokenize(word)[-1]))
+
     def encode_chat(self, message: str) -> list[int]:
         """See Tokenizer."""
         return list(self.inner(self.chat_text(message), add_special_tokens=False)["input_ids"])

@@ -138,6 +138,11 @@ def test_a_shared_prompt_is_charged_once_and_a_private_one_each_time():
     assert [share_of_cost(shared, "flops_no_reuse", k) for k in (1, 2, 4)] == [400, 800, 1600]
 
 
+def test_a_prompt_that_another_problem_had_computed_is_charged_as_read():
+    found = cost(prompt=5.0, once=20.0)
+    assert [share_of_cost(found, "flops_total", k) for k in (1, 2, 4)] == [287.5, 525, 1000]
+
+
 def test_an_unknown_cost_has_no_share_and_no_curve():
     known = cost(20.0, 20.0)
     unknown = dataclasses.replace(known, costs={"tokens": 40.0})

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.measure.flops import ModelShape, attended, count_flops, forward_flops, model_shape
-from spec.results import Answer, Candidate
+from engine.measure.flops import ModelShape, attended, forward_flops, model_shape, spans_flops
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
@@ -95,7 +94,6 @@ def test_unknown_number_of_experts_is_not_guessed():
     assert shape.active_parameters is None
     assert "experts" in shape.reason
     assert forward_flops(shape, 1) is None
-    assert count_flops([], shape) is None
 
 
 def test_sliding_layers_attend_to_their_window():
@@ -118,34 +116,10 @@ def test_attended_positions_are_a_sum(first, tokens, window):
     assert attended(first, tokens, window) == sum(min(first + i, window or 10**9) for i in range(tokens))
 
 
-# --- the three accountings
-
-SHAPE = ModelShape(1500, 1000, heads=2, head_dim=8, windows=(None, None))
-VERIFIER = ModelShape(600, 500, heads=1, head_dim=4, windows=(None,))
-PER_POSITION = 4 * 2 * 2 * 8
-
-
-def answer(prompt, tokens, verifier=0):
-    candidates = tuple(Candidate("", None, None, t, "stop") for t in tokens)
-    return Answer("p", 0, "", None, None, None, None, None, candidates, prompt, sum(tokens), verifier, None, None)
-
-
-def test_accountings_of_two_samples_with_a_prompt_each():
-    found = count_flops([answer(2 * 10, (3, 4))], SHAPE)
-    attention = PER_POSITION * (2 * sum(range(1, 11)) + sum(range(11, 13)) + sum(range(11, 14)))
-    assert found.generated == 2 * 1000 * 7
-    assert found.total == 2 * 1000 * (20 + 2 + 3) + attention  # the last token of each is never read
-    assert found.no_reuse == found.total
-
-
-def test_the_verifier_is_charged_to_total_but_not_to_generated():
-    alone, checked = (count_flops([answer(20, (3, 14), v)], SHAPE, VERIFIER) for v in (0, 37))
-    cost = 2 * 500 * 37 + 4 * 1 * 4 * (attended(1, 13) + attended(1, 24))
-    assert checked.generated == alone.generated
-    assert checked.total - alone.total == cost
-
-
-def test_a_text_without_candidates_is_all_prompt():
-    found = count_flops([answer(16, ())], SHAPE)
-    assert found.generated == 0
-    assert found.total == found.no_reuse == 2 * 1000 * 16 + PER_POSITION * attended(1, 16)
+def test_spans_are_passes_over_the_cache():
+    shape = ModelShape(1500, 1000, heads=2, head_dim=8, windows=(None, 4))
+    parts = forward_flops(shape, 6) + forward_flops(shape, 4, context=6)
+    assert spans_flops(shape, [(0, 6), (6, 10)]) == pytest.approx(parts)
+    assert spans_flops(shape, [(0, 10)]) == pytest.approx(forward_flops(shape, 10))
+    assert spans_flops(shape, []) == 0
+    assert spans_flops(ModelShape(1, None, 1, 1, ()), [(0, 2)]) is None

@@ -179,7 +179,6 @@ def test_a_bad_link_leaves_the_form_as_it_was():
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_has_its_place_in_the_form(name, monkeypatch):
-    monkeypatch.setattr(offers, "why_not", lambda strategy: None)
     monkeypatch.setattr(offers, "resolve", lambda model: None)
     monkeypatch.setattr(offers, "resolve_reward", lambda model: None)
     kinds = [kind for kind, names in offers.KINDS.items() if name in names]
@@ -218,11 +217,11 @@ def test_choosing_a_kind_chooses_its_first_strategy_and_back():
     at.segmented_control(key="run_kind").set_value("One answer").run()
     assert at.selectbox(key="run_strategy").value == "greedy"
     assert "strategy" not in json.loads(at.query_params["spec"])
-    at.segmented_control(key="run_kind").set_value("Search led by scores").run()
+    at.segmented_control(key="run_kind").set_value("Guided search").run()
     assert at.selectbox(key="run_strategy").value == "rebase"
     at.segmented_control(key="run_kind").set_value(None).run()
     assert at.selectbox(key="run_strategy").value == "rebase"
-    assert at.segmented_control(key="run_kind").value == "Search led by scores"
+    assert at.segmented_control(key="run_kind").value == "Guided search"
 
 
 def test_without_a_reward_model_scores_come_from_the_model_itself(monkeypatch):
@@ -232,11 +231,37 @@ def test_without_a_reward_model_scores_come_from_the_model_itself(monkeypatch):
     assert ":gray-badge[lab-prm] :gray[it is not trained]" in words(at)
 
 
-def test_what_this_engine_cannot_do_is_not_offered_and_said(monkeypatch):
-    monkeypatch.setattr(offers, "why_not", lambda name: "not here" if STRATEGIES[name].needs_runtime else None)
-    at = visit("run", session={"run_model": SPEC.model, "run_strategy": "cascade"})
-    assert at.selectbox(key="run_strategy").options == ["cascade"]
-    assert ":gray-badge[speculative] :gray-badge[lookup] :gray-badge[early-exit] :gray[not here]" in words(at)
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        Runtime(backend="isoquant", batching="continuous", caching="prefix", chunk=64),
+        Runtime(backend="transformers", batching="static", caching="off", attention="eager"),
+    ],
+)
+def test_how_a_run_is_executed_is_kept_whole(runtime):
+    spec = replace(SPEC, runtime=runtime)
+    at = again(spec)
+    assert not [e.value for e in at.error]
+    assert command(spec) in [c.value for c in at.code]
+
+
+def test_a_back_end_offers_only_what_it_can_do():
+    at = visit("run", session={"run_model": SPEC.model})
+    assert "continuous" in at.selectbox(key="run_batching").options
+    assert not [s for s in at.selectbox if s.key == "run_attention"]
+    at.selectbox(key="run_backend").set_value("transformers").run()
+    assert at.selectbox(key="run_batching").options == ["auto", "static"]
+    assert at.selectbox(key="run_caching").options == ["auto", "sequence", "off"]
+    assert at.selectbox(key="run_attention").options == ["auto", "eager", "sdpa"]
+    assert not at.error
+
+
+def test_a_strategy_that_the_back_end_cannot_run_is_said_before_the_run():
+    at = visit("run", session={"run_model": SPEC.model, "run_strategy": "lookup", "run_backend": "transformers"})
+    assert [e.value.replace("\\", "") for e in at.error] == [
+        "The strategy lookup reaches into the forward pass, which only the isoquant back end allows."
+    ]
+    assert button(at, "Run").disabled
 
 
 def test_a_model_of_the_strategy_that_is_not_here_is_said_before_the_run():

@@ -12,14 +12,14 @@ from typing import Any
 
 import streamlit as st
 
-from spec.choices import PromptStyle
+from spec.choices import Backend, PromptStyle
 from spec.errors import IsoquantError, SpecError
 from spec.parameters import Parameter, parameters
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import STRATEGIES, strategy_from_dict
 from tasks.registry import TASKS, check_task, check_votes
 from ui import components, fields, offers
-from ui.fields import KEEP, field, select
+from ui.fields import KEEP, field, label_of, select
 
 # What is asked first; the rest lies under "More options".
 MAIN_PARAMETERS = (
@@ -78,7 +78,7 @@ def fill(spec: RunSpec) -> None:
     put |= {"run_path": spec.task.path or "", "run_skip_bad": spec.task.skip_bad}
     put |= {f"run_{name}": getattr(spec.task, name) for name in TASK if name not in ("name", "limit")}
     put["run_limit" if _asks(spec.task.kind) else "run_lines"] = spec.task.limit
-    put |= {f"run_{name}": getattr(spec.runtime, name) for name in ("batch_size", "attention", "device")}
+    put |= {f"run_{name}": getattr(spec.runtime, name) for name in RUNTIME}
     put |= {"run_weights": spec.precision.weights, "run_seed": spec.seed, "run_repeats": spec.repeats}
     put["run_checker"] = spec.task.checker or OWN_RULE
     put["run_prompt_template"] = spec.task.prompt_template or ""
@@ -114,19 +114,18 @@ def _strategy() -> str:
 
     def change() -> None:
         chosen = st.session_state["run_kind"]
-        if chosen and chosen != kind and (names := offers.strategies(chosen)):
-            fields.fill({"run_strategy": names[0]})
+        if chosen and chosen != kind:
+            fields.fill({"run_strategy": offers.strategies(chosen)[0]})
 
-    kinds = [k for k in offers.KINDS if offers.strategies(k) or k == kind]
-    st.segmented_control("How an answer is found", kinds, key="run_kind", on_change=change, width="stretch")
+    st.segmented_control(
+        "How an answer is found", list(offers.KINDS), key="run_kind", on_change=change, width="stretch"
+    )
     names = offers.strategies(kind)
     summaries = "\n".join(f"- **{n}**: {STRATEGIES[n].summary}" for n in names)
     default = DEFAULT_STRATEGY if DEFAULT_STRATEGY in names else names[0]
     name = select("Strategy", names, "run_strategy", default, summaries, keep=True)
     source = STRATEGIES[name].source
     st.caption(components.plain(STRATEGIES[name].summary + (f" {source}." if source else "")))
-    if reason := offers.why_not(name):
-        st.caption(f":material/block: {components.plain(name)} cannot run here: {components.plain(reason)}.")
     return name
 
 
@@ -174,10 +173,20 @@ def _machine() -> tuple[Values, Values]:
     with a:
         weights = field(PRECISION["weights"], "run_weights", label="Precision")
     with b:
-        attention = field(RUNTIME["attention"], "run_attention")
-    with c:
         device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help, keep=True)
-    return {"weights": weights}, {"attention": attention, "device": device}
+    with c:
+        backend = field(RUNTIME["backend"], "run_backend", label="Back end")
+    runtime: Values = {"device": device, "backend": backend}
+    a, b, c = st.columns(3)
+    for column, name in zip((a, b), ("batching", "caching"), strict=True):
+        with column:
+            options = offers.options(name, backend)
+            runtime[name] = select(label_of(RUNTIME[name]), options, f"run_{name}", options[0], RUNTIME[name].help)
+    with c:
+        # Each back end has a choice that the other one has not.
+        own = "chunk" if backend == Backend.ISOQUANT else "attention"
+        runtime[own] = field(RUNTIME[own], f"run_{own}", label="Tokens per step" if own == "chunk" else None)
+    return {"weights": weights}, runtime
 
 
 def _task_options(name: str) -> Values:
@@ -193,7 +202,8 @@ def _task_options(name: str) -> Values:
             styles,
             "run_prompt_style",
             PromptStyle.ZERO_SHOT.value,
-            "zero-shot: the task's own prompt; few-shot: worked examples first; chat: the model's chat template.",
+            "zero-shot: the task's own prompt; direct: straight to the answer, no steps; few-shot: worked examples "
+            "first; chat: the model's chat template.",
         )
     with b:
         values["split"] = select("Split", list(info.splits), "run_split", "test", TASK["split"].help)

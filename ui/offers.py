@@ -15,7 +15,7 @@ from engine.catalog import (
     resolve_reward,
 )
 from engine.measure.hardware import gpus
-from spec.choices import Backend
+from spec.choices import Backend, Batching, Caching
 from spec.errors import InputError, IsoquantError, SpecError
 from spec.run_spec import RunSpec
 from spec.strategy import LOGPROB, STRATEGIES
@@ -25,8 +25,8 @@ FALLBACK_MODEL = "lab-s"
 # What a strategy spends its work on: the words of the form, and the strategies of each kind in the order of a list.
 KINDS: dict[str, tuple[str, ...]] = {
     "One answer": ("greedy", "sample", "beam", "budget"),
-    "Many answers and a vote": ("majority", "weighted", "best-of-n", "adaptive", "ensemble"),
-    "Search led by scores": ("rebase", "step-beam", "dvts", "lookahead", "mcts", "particle"),
+    "Many and a vote": ("majority", "weighted", "best-of-n", "adaptive", "ensemble"),
+    "Guided search": ("rebase", "step-beam", "dvts", "lookahead", "mcts", "particle"),
     "Faster or adaptive": ("speculative", "lookup", "early-exit", "cascade"),
 }
 
@@ -103,9 +103,11 @@ def reward_reason() -> str | None:
 
 
 def strategies(kind: str | None = None) -> list[str]:
-    """The strategies that can run here, those of one kind or all."""
-    names = KINDS[kind] if kind else STRATEGIES
-    return [name for name in names if why_not(name) is None]
+    """The strategies of one kind, or all.
+
+    All can run here: without a reward model those that want one take the model's own probabilities.
+    """
+    return list(KINDS[kind] if kind else STRATEGIES)
 
 
 def kind_of(strategy: str) -> str:
@@ -113,14 +115,11 @@ def kind_of(strategy: str) -> str:
     return next((kind for kind, names in KINDS.items() if strategy in names), next(iter(KINDS)))
 
 
-def why_not(strategy: str) -> str | None:
-    """Why a strategy cannot run here; None where it can.
-
-    Without a reward model those that want one take the model's own probabilities, so they can.
-    """
-    if STRATEGIES[strategy].needs_runtime and [*Backend] == [Backend.TRANSFORMERS]:
-        return "it reaches into the model's forward pass, which only Isoquant's own engine allows"
-    return None
+def options(name: str, backend: str) -> list[str]:
+    """The words of a choice about execution that a back end knows; the usual one first."""
+    known = {"batching": [*Batching], "caching": [*Caching]}[name]
+    foreign = () if backend == Backend.ISOQUANT else (Batching.CONTINUOUS, Caching.PREFIX)
+    return [str(word) for word in known if word not in foreign]
 
 
 def usual_reward() -> str:
@@ -138,19 +137,13 @@ def missing() -> list[Missing]:
     rows = [
         Missing("Precision", ("int8", "int4", "nf4", "fp8"), "the engine computes in fp32, bf16 and fp16"),
         Missing("KV cache", ("int8", "fp8"), "the cache is kept in the format of the weights"),
-        Missing("Attention", ("flex",), "the engine offers eager and sdpa"),
-        Missing("Batching", ("continuous",), "a batch is filled once and runs until its last sequence ends"),
+        Missing("Attention", ("flex",), "the back end transformers offers eager and sdpa"),
     ]
     if not gpus():
         rows.append(Missing("Device", ("cuda",), "this machine shows no NVIDIA GPU"))
     lab = [m for m in list_models() if not m.available and m.name in LAB_FAMILY]
     if lab:
         rows.append(Missing("Model", tuple(m.name for m in lab), str(lab[0].reason)))
-    blocked: dict[str, list[str]] = {}
-    for name in STRATEGIES:
-        if reason := why_not(name):
-            blocked.setdefault(reason, []).append(name)
-    rows += [Missing("Strategy", tuple(names), reason) for reason, names in blocked.items()]
     if reason := reward_reason():
         rows.append(Missing("Reward model", (LAB_REWARD,), reason))
     rows += [Missing("Task", (t.name,), str(t.reason)) for t in TASKS.values() if not t.available]

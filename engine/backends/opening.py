@@ -10,6 +10,8 @@ from engine.backends.rows import Backend
 from engine.backends.transformers import TransformersBackend
 from engine.rewards import PaddedJudge
 from engine.runtime.batcher import Plan
+from engine.runtime.judge import RuntimeJudge
+from engine.runtime.support import Unsupported
 from engine.scheduler import Judge
 from engine.setup import Setup
 from spec.choices import Backend as Name
@@ -30,7 +32,7 @@ def open_backend(setup: Setup, longest: int) -> Iterator[tuple[Backend, Judge | 
     judge: Judge | None = None
     try:
         if setup.reward is not None:
-            judge = PaddedJudge(setup.reward, setup.spec.runtime.batch_size)
+            judge = _judge(setup, longest) if own else PaddedJudge(setup.reward, setup.spec.runtime.batch_size)
         yield backend, judge
     finally:
         if judge is not None:
@@ -48,6 +50,18 @@ def _isoquant(setup: Setup, longest: int) -> IsoquantBackend:
     )
     share = spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
     return IsoquantBackend(setup.models, Layout(plan, longest, share=share, drafts=_drafts(spec)))
+
+
+def _judge(setup: Setup, longest: int) -> Judge:
+    """The reward model on our runtime; one that it cannot run reads in padded batches, and a note says so."""
+    runtime = setup.spec.runtime
+    assert setup.reward is not None
+    share = runtime.caching in (Caching.AUTO, Caching.PREFIX)
+    try:
+        return RuntimeJudge(setup.reward, runtime.batch_size, longest, runtime.chunk, share)
+    except Unsupported as error:
+        setup.note(f"The reward model reads every solution whole, for our runtime cannot run it: {error}.")
+        return PaddedJudge(setup.reward, runtime.batch_size)
 
 
 def _drafts(spec: RunSpec) -> str | None:

@@ -85,10 +85,11 @@ class BlockPool:
         self._unused.clear()
         self.peak = self.in_use
 
-    def find(self, tokens: Sequence[int], limit: int) -> tuple[Table, int]:
+    def find(self, tokens: Sequence[int], limit: int, take_over: bool = True) -> tuple[Table, int]:
         """A table over the longest known prefix of ``tokens``, and its length, ``limit`` at most.
 
-        The caller computes what comes after. The last block may be shared in part; ``grow`` copies it.
+        The caller computes what comes after. The last block may be shared in part; ``grow`` copies it. ``take_over``:
+        an open end that nobody else holds goes on where it is, so that others do not find it any more.
         """
         table = Table()
         if not self._share_prefixes:
@@ -106,8 +107,8 @@ class BlockPool:
         if entry is not None:
             self._hold(entry.block)
             table.blocks.append(entry.block)
-            if common == len(entry.tokens) < BLOCK and self._refs[entry.block] == 1:
-                self._forget(entry)  # an open end that nobody else holds goes on where it is
+            if take_over and common == len(entry.tokens) < BLOCK and self._refs[entry.block] == 1:
+                self._forget(entry)
             length += common
         return table, length
 

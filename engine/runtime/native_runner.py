@@ -30,7 +30,7 @@ def serves(model: Any, device: torch.device) -> bool:
     """Whether ``NativeRunner`` can run a model: its family, its parts, its number format, a compiler at hand."""
     if device.type != "cpu" or model.config.model_type not in FAMILY or model.dtype not in ops.CODES:
         return False
-    inner = model.model
+    inner = model.base_model
     layers = all(_plain_layer(layer) for layer in inner.layers)
     dim = inner.layers[0].self_attn.head_dim
     whole = inner.rotary_emb.inv_freq.numel() * 2 == dim  # a part of a head that does not rotate is not served
@@ -56,8 +56,9 @@ class NativeRunner:
         self._model = model
         self.dtype = self._dtype = dtype
         self._held: list[torch.Tensor] = []
-        attention, config = model.model.layers[0].self_attn, model.config
-        self.layers = len(model.model.layers)
+        inner, config = model.base_model, model.config
+        attention = inner.layers[0].self_attn
+        self.layers = len(inner.layers)
         self.vocab, self.hidden = int(config.vocab_size), int(config.hidden_size)
         self._kv_heads, self._dim = int(config.num_key_value_heads), int(attention.head_dim)
         self._heads, self._mlp = int(config.num_attention_heads), int(config.intermediate_size)
@@ -65,7 +66,7 @@ class NativeRunner:
         self.block_bytes = block_bytes(self._shapes, dtype)
         self._kv: KvCache | None = None
         self._scratch = ops.Scratch()
-        self._layers = (ops.Layer * self.layers)(*(self._layer(i, m) for i, m in enumerate(model.model.layers)))
+        self._layers = (ops.Layer * self.layers)(*(self._layer(i, m) for i, m in enumerate(inner.layers)))
         self._native = self._describe()
         self._x = self._work = self._out = self._states = torch.empty(0)
         self._embed, self._run, self._head, self._by_reference = ops.forward_of(self._native)
@@ -73,16 +74,17 @@ class NativeRunner:
     # ---- the model as forward.cpp reads it
 
     def _describe(self) -> ops.Model:
-        model, inner = self._model, self._model.model
+        inner, head = self._model.base_model, self._model.get_output_embeddings()
         found = ops.Model(
             self.layers, self.hidden, self._mlp, self.vocab, self._heads, self._kv_heads, self._dim,
             ops.CODES[inner.embed_tokens.weight.dtype], ops.CODES[self._dtype],
             float(inner.norm.variance_epsilon), float(inner.layers[0].self_attn.scaling),
         )  # fmt: skip
         found.embedding = self._keep(inner.embed_tokens.weight.detach().contiguous())
-        found.head = self._pack(model.lm_head.weight)
         found.norm = self._fp32(inner.norm.weight)
-        found.head_bias = self._fp32(model.lm_head.bias)
+        if head is not None:  # a reward model's trunk has none
+            found.head = self._pack(head.weight)
+            found.head_bias = self._fp32(head.bias)
         found.layer = ctypes.cast(self._layers, ctypes.POINTER(ops.Layer))
         return found
 
@@ -133,7 +135,7 @@ class NativeRunner:
             positions = torch.arange(count * BLOCK)[None]
             limit = getattr(self._model.config, "max_position_embeddings", None)
             positions = positions[:, :limit]
-            tables = self._model.model.rotary_emb(torch.zeros(1), positions)
+            tables = self._model.base_model.rotary_emb(torch.zeros(1), positions)
             self._cos, self._sin = (t[0].float().contiguous() for t in tables)
         self._native.cos, self._native.sin = self._cos.data_ptr(), self._sin.data_ptr()
 

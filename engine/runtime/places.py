@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from engine.runtime import sequence as live
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK, Copies
-from engine.runtime.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)
 class Work:
     """What a step processes of one sequence: ``tokens`` from its ``computed`` on; ``end``: up to its last one."""
 
-    sequence: Sequence
+    sequence: live.Sequence
     tokens: list[int]
     end: bool
 
@@ -48,17 +49,17 @@ class Places:
         """How many are free."""
         return len(self._free)
 
-    def take(self, sequence: Sequence) -> None:
+    def take(self, sequence: live.Sequence) -> None:
         """Give a sequence a place."""
         sequence.slot = self._free.pop()
         self.show(sequence)
 
-    def give_back(self, sequence: Sequence) -> None:
+    def give_back(self, sequence: live.Sequence) -> None:
         """Its place is free."""
         self._free.append(sequence.slot)
         sequence.slot = -1
 
-    def show(self, sequence: Sequence) -> None:
+    def show(self, sequence: live.Sequence) -> None:
         """Bring a sequence's row of the tables up to date."""
         blocks = sequence.table.blocks
         width = self._tables.shape[1]
@@ -68,23 +69,31 @@ class Places:
 
     def batch(self, work: list[Work]) -> Batch:
         """The step's arrays."""
-        counts = np.array([len(w.tokens) for w in work], dtype=np.int32)
-        starts = np.array([w.sequence.computed for w in work], dtype=np.int32)
-        slots = np.array([w.sequence.slot for w in work], dtype=np.int32)
-        if (m := int(counts.sum())) == len(work):
-            tokens, positions, rows = np.array([w.tokens[0] for w in work], dtype=np.int32), starts, slots
-        else:
-            tokens = np.fromiter(itertools.chain.from_iterable(w.tokens for w in work), np.int32, m)
-            before = np.cumsum(counts, dtype=np.int32) - counts
-            positions = np.repeat(starts - before, counts) + np.arange(m, dtype=np.int32)
-            rows = np.repeat(slots, counts)
-        width = -(-(int(positions.max()) + 1) // BLOCK)
-        tables = np.ascontiguousarray(self._tables[:, :width])
-        return Batch(tokens, positions, rows, tables, _wanted(work, counts))
+        parts = [w.tokens for w in work]
+        starts, slots = [w.sequence.computed for w in work], [w.sequence.slot for w in work]
+        return flatten(parts, starts, slots, self._tables, _wanted(work))
 
 
-def _wanted(work: list[Work], counts: np.ndarray) -> np.ndarray:
+def flatten(
+    parts: Sequence[Sequence[int]], starts: list[int], slots: list[int], tables: np.ndarray, wanted: np.ndarray
+) -> Batch:
+    """A batch of some sequences: the tokens of each from its start on, and its row of the ``tables``."""
+    first, rows = np.array(starts, dtype=np.int32), np.array(slots, dtype=np.int32)
+    counts = np.array([len(p) for p in parts], dtype=np.int32)
+    if (m := int(counts.sum())) == len(parts):
+        tokens, positions = np.array([p[0] for p in parts], dtype=np.int32), first
+    else:
+        tokens = np.fromiter(itertools.chain.from_iterable(parts), np.int32, m)
+        before = np.cumsum(counts, dtype=np.int32) - counts
+        positions = np.repeat(first - before, counts) + np.arange(m, dtype=np.int32)
+        rows = np.repeat(rows, counts)
+    width = -(-(int(positions.max()) + 1) // BLOCK)
+    return Batch(tokens, positions, rows, np.ascontiguousarray(tables[:, :width]), wanted)
+
+
+def _wanted(work: list[Work]) -> np.ndarray:
     """Rows whose scores are wanted: the last ``wanted`` of each sequence's."""
+    counts = np.array([len(w.tokens) for w in work], dtype=np.int32)
     last = np.array([w.wanted for w in work], dtype=np.int32)
     if last.max(initial=0) <= 1:
         return (np.cumsum(counts, dtype=np.int32) - 1)[last == 1]

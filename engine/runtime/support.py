@@ -27,7 +27,7 @@ class Unsupported(Exception):
 
 
 def runner_for(model: Any, device: torch.device, native: bool = True) -> Runner:
-    """A runner for a causal language model of transformers. Raises Unsupported.
+    """A runner for a causal model of transformers, with an output head or without one. Raises Unsupported.
 
     ``native`` False leaves our own forward pass out, so that transformers' modules run over our cache.
     """
@@ -37,11 +37,11 @@ def runner_for(model: Any, device: torch.device, native: bool = True) -> Runner:
     ids, expected, shapes = _reference(model, device)
     if native and serves(model, device):
         runner = NativeRunner(model, model.dtype)
-        if _error(runner, ids, expected) is None:
+        if _error(runner, ids, expected, has_head(model)) is None:
             return runner
         runner.close()
     found = ModuleRunner(model, shapes, model.dtype, device)
-    error = _error(found, ids, expected)
+    error = _error(found, ids, expected, has_head(model))
     if error is not None:
         found.close()
         raise Unsupported(error)
@@ -54,15 +54,22 @@ def _reference(model: Any, device: torch.device) -> tuple[list[list[int]], list[
     generator = torch.Generator().manual_seed(0)
     vocab = int(model.config.get_text_config().vocab_size)
     ids = [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in _TEXTS]
-    outputs = [model(input_ids=torch.tensor([text], device=device), use_cache=True) for text in ids]
+    run = model if has_head(model) else model.base_model
+    outputs = [run(input_ids=torch.tensor([text], device=device), use_cache=True) for text in ids]
     layers = getattr(outputs[0].past_key_values, "layers", None)
     if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
         raise Unsupported("it keeps its state in another form than keys and values of each token")
     shapes = [KvShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
-    return ids, [o.logits[0].float().cpu() for o in outputs], shapes
+    made = (o.logits if has_head(model) else o.last_hidden_state for o in outputs)
+    return ids, [m[0].float().cpu() for m in made], shapes
 
 
-def _error(runner: Runner, ids: list[list[int]], expected: list[torch.Tensor]) -> str | None:
+def has_head(model: Any) -> bool:
+    """Whether a model scores its vocabulary; a reward model's trunk does not."""
+    return model.get_output_embeddings() is not None
+
+
+def _error(runner: Runner, ids: list[list[int]], expected: list[torch.Tensor], head: bool) -> str | None:
     """Why the runner does not compute what the model does; None where it does."""
     runner.allocate(2 * -(-max(_TEXTS) // BLOCK))
     tables = np.arange(2 * -(-max(_TEXTS) // BLOCK), dtype=np.int32).reshape(2, -1)
@@ -74,7 +81,7 @@ def _error(runner: Runner, ids: list[list[int]], expected: list[torch.Tensor]) -
         tokens, positions, slots, wanted = (np.array(c, dtype=np.int32) for c in columns)
         batch = Batch(tokens, positions, slots, tables, wanted)
         try:
-            found = runner.logits(batch).float().cpu()
+            found = (runner.logits(batch) if head else runner.states(batch)).float().cpu()
         except Exception as error:
             return f"it does not run over our cache ({type(error).__name__})"
         theirs = torch.stack([expected[s][at] for s, at in rows])
