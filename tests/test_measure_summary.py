@@ -301,6 +301,8 @@ def test_many_exits_are_thinned_to_a_series_of_the_same_shape():
     assert len(series) == MAX_STORED_SAMPLES
     assert series.count(2) == 0.75 * MAX_STORED_SAMPLES
     assert many.measures["mean_exit_layers"] == 3.25
+    rare = summarise(record([answer("a", True, exits=((3, 1), (8, 29_998)))]))
+    assert set(rare.samples["exit_layers"]) == {8}, "each stands for those around it, not for the smallest"
 
 
 MAYBE = st.sampled_from([True, False, None])

@@ -100,6 +100,8 @@ def test_the_way_to_the_answer_is_marked_and_comes_first():
     assert found.steps[3].y < found.steps[2].y < found.steps[0].y
     assert [s.candidate for s in found.steps] == [None, None, 0, 1]
     assert [s.text for s in found.path(3)] == ["b\n", "d\n#### 2"]
+    other = tree(small(chosen=0)).steps
+    assert other[2].y < other[3].y, "also where another step has the better score"
 
 
 def test_the_sums_of_each_depth():

@@ -48,7 +48,8 @@ def library() -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"the compiled kernels do not load ({error})") from None
-    found.isoquant_threads(torch.get_num_threads())
+    found.threads = torch.get_num_threads()  # for good: each has its part of the memory for attention scores
+    found.isoquant_threads(found.threads)
     return found
 
 
@@ -70,7 +71,10 @@ def _compiler() -> str:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isoquant"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isoquant"
+    except RuntimeError:
+        raise Unavailable("there is no home folder to keep the compiled kernels in") from None
 
 
 def _key(command: list[str]) -> str:

@@ -122,8 +122,8 @@ class Scratch:
     def scores(self, width: int) -> tuple[c_void_p, int]:
         """Address, and floats for each thread, where a sequence has at most ``width`` blocks."""
         each = MAX_AT_ONCE * width * BLOCK + 16  # 16 apart: no two threads write to one cache line
-        if len(self._buffer) < each * torch.get_num_threads():
-            self._buffer = torch.empty(each * torch.get_num_threads())
+        if len(self._buffer) < each * library().threads:
+            self._buffer = torch.empty(each * library().threads)
         return _at(self._buffer), each
 
 
