@@ -94,7 +94,7 @@ def predict(
 ) -> Estimate:
     """Estimate a run of ``problems`` problems. Raises what ``resolve`` raises for a name that is not valid."""
     ref = resolve(spec.model)
-    reward = resolve_reward(name) if (name := getattr(spec.strategy, "reward", None)) else None
+    reward = resolve_reward(name) if (name := spec.strategy.reward_name) else None
     limit = spec.task.max_new_tokens or default_max_new_tokens
     on_gpu = spec.runtime.device != "cpu" and bool(gpus())
     available = available_bytes if available_bytes is not None else memory_of(on_gpu)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from engine.backends.rows import Row
 from engine.decoding.requests import Extension
@@ -16,7 +16,9 @@ class StopStrings:
     the last character of a stop string (or is part of a multi-byte character) has its surroundings decoded.
     """
 
-    def __init__(self, tokenizer: Tokenizer, strings: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, strings: Sequence[str], ends: Container[int] = ()) -> None:
+        self.harmless: set[int] = set()  # tokens that were found unable to end anything
+        self._ends = ends
         self.strings = tuple(s for s in strings if s)
         self._tokenizer = tokenizer
         self._lasts = {s[-1] for s in self.strings}
@@ -54,6 +56,8 @@ class StopStrings:
             # A tokenizer may drop a space at the start of a text, so a last space cannot be looked for this way.
             spaced = any(c == " " for c in self._lasts)
             found = self._may_end[token] = spaced or "�" in text or any(c in text for c in self._lasts)
+            if not found and token not in self._ends:
+                self.harmless.add(token)
         return found
 
 
@@ -69,8 +73,12 @@ class Endings:
         """The finder of a row's stop strings."""
         found = self._stops.get(row.stop)
         if found is None:
-            found = self._stops[row.stop] = StopStrings(self._tokenizer, row.stop)
+            found = self._stops[row.stop] = StopStrings(self._tokenizer, row.stop, self.stop_ids)
         return found
+
+    def harmless(self, row: Row) -> Container[int]:
+        """Tokens that are known not to end a row before its limit; it grows as ``of`` is asked."""
+        return self.stops(row).harmless
 
     def of(self, row: Row, tokens: Sequence[int], start: int = 0) -> str | None:
         """How a row ends with the last of its new tokens, those from ``start`` on; None where it goes on."""

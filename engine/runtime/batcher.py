@@ -119,8 +119,11 @@ class Batcher:
         self._admit()
         if self._drafter is not None:
             self._drafter.propose([s for s in self._running if s.row.draft is not None and s.decoding])
-        for work in self._lay_out():
-            self._process(work)
+        if all(s.writing for s in self._running):
+            self._write_all()
+        else:
+            for work in self._lay_out():
+                self._process(work)
         on_step(self._written)
         return self._ended
 
@@ -164,12 +167,15 @@ class Batcher:
     def _start(self, group: _Group) -> None:
         """The first row of a group computes the context; places are kept for as many of the others as there are."""
         row = group.rows.pop(0)
-        sequence = Sequence(row, list(row.context), now())
+        sequence = self._new(row)
         self._enter(sequence)
         if group.rows:
             group.reserved = min(len(group.rows), self._open)
             self._reserved += group.reserved
             self._groups[sequence] = group
+
+    def _new(self, row: Row) -> Sequence:
+        return Sequence(row, list(row.context), now(), len(row.context) + row.limit, self._endings.harmless(row))
 
     def _enter(self, sequence: Sequence) -> None:
         """Give a sequence a place, and what is known of its tokens; the last one is always computed, for its scores."""
@@ -193,7 +199,8 @@ class Batcher:
         group.reserved = 0
         sequences = []
         for row in group.rows[:most]:
-            sequence = Sequence(row, list(row.context), now(), table=self.pool.fork(group.table))
+            sequence = self._new(row)
+            sequence.table = self.pool.fork(group.table)
             sequence.computed = sequence.since = sequence.cached = len(row.context)
             self._places.take(sequence)
             self._running.append(sequence)
@@ -207,6 +214,20 @@ class Batcher:
             self._extend(sequences, group.logits.expand(len(sequences), -1))
 
     # ---- one step
+
+    def _write_all(self) -> None:
+        """The step of a batch in which every sequence only writes its next token: most steps of a run."""
+        for sequence in list(self._running):
+            if sequence.slot >= 0 and (sequence.shared or sequence.computed >= len(sequence.table.blocks) * BLOCK):
+                self._make_room(sequence, sequence.computed + 1)
+        running = list(self._running)
+        if not running:
+            return
+        self._copy()
+        logits = self._runner.logits(self._places.column(running))
+        for sequence in running:
+            sequence.computed += 1
+        self._extend(running, logits)
 
     def _lay_out(self) -> list[list[Work]]:
         """What the step processes, with blocks for all of it: writers first, then prompts as far as the budget goes.
@@ -255,9 +276,7 @@ class Batcher:
         self._wait(sequence)
 
     def _process(self, work: list[Work]) -> None:
-        copies, self._places.copies = self._places.copies, []
-        if copies:
-            self._runner.copy(copies)
+        self._copy()
         batch = self._places.batch(work)
         if work[0].exits:
             logits = self._exit(work, batch)
@@ -287,6 +306,11 @@ class Batcher:
             self._extend(plain, chosen)
             for group, _ in groups:
                 self._start_rest(group, group.reserved)
+
+    def _copy(self) -> None:
+        copies, self._places.copies = self._places.copies, []
+        if copies:
+            self._runner.copy(copies)
 
     def _behind_context(self, sequence: Sequence) -> None:
         """A context is computed: others may find it, and the rest of its group shares its blocks."""
@@ -333,7 +357,10 @@ class Batcher:
             sequence.drafted += len(proposed)
             before = len(sequence.tokens)
             for token in taken:
-                if self._write(sequence, token, None):
+                sequence.tokens.append(token)
+                sequence.token_s.append(now())
+                self._written += 1
+                if self._is_last(sequence):
                     break
             sequence.accepted += min(len(taken) - 1, len(sequence.tokens) - before)
             # The pass stored keys and values of the tokens it confirmed; those of the others were work as well.
@@ -349,24 +376,30 @@ class Batcher:
     def _extend(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
         """One more token for each of them."""
         chosen = choose(logits, sequences)
-        at = now()
-        logprobs = chosen.logprobs or itertools.repeat(None)
-        for sequence, token, logprob in zip(sequences, chosen.tokens, logprobs, strict=False):
-            if sequence.row.draft is not None:
-                sequence.passes += 1
-            if self._write(sequence, token, logprob, at):
+        if chosen.logprobs is not None:
+            for sequence, logprob in zip(sequences, chosen.logprobs, strict=True):
+                if sequence.row.logprobs:
+                    sequence.logprobs.append(logprob)
+        at, kept = now(), self._plan.kv_cache
+        if self._drafter is not None:
+            for sequence in sequences:
+                sequence.passes += sequence.row.draft is not None
+        self._written += len(sequences)
+        for sequence, token in zip(sequences, chosen.tokens, strict=True):
+            # This loop runs for every token of a run: what most of them need stands here, without a call.
+            tokens = sequence.tokens
+            tokens.append(token)
+            sequence.token_s.append(at)
+            if len(tokens) < sequence.most and token in sequence.harmless:
+                if not kept:
+                    sequence.restart()
+            elif self._is_last(sequence):
                 self._end(sequence, sequence.finish or "length")
-            elif not self._plan.kv_cache:
-                sequence.close_span()
-                sequence.computed = sequence.since = 0
+            elif not kept:
+                sequence.restart()
 
-    def _write(self, sequence: Sequence, token: int, logprob: float | None, at: float | None = None) -> bool:
-        """Append a token; whether the sequence ends with it."""
-        sequence.tokens.append(token)
-        sequence.token_s.append(now() if at is None else at)
-        if logprob is not None and sequence.row.logprobs:
-            sequence.logprobs.append(logprob)
-        self._written += 1
+    def _is_last(self, sequence: Sequence) -> bool:
+        """Whether a sequence ends with its last token, and how (``finish``)."""
         sequence.finish = self._endings.of(sequence.row, sequence.tokens, len(sequence.row.context))
         return sequence.finish is not None
 

@@ -41,7 +41,7 @@ class RuntimeJudge:
     """See ``engine.scheduler.Judge``.
 
     ``batch_size`` solutions of ``longest`` tokens each find room in its cache, where memory allows; a pass reads at
-    most ``budget`` tokens, or one solution. Raises Unsupported where the runtime cannot run the trunk, and DoesNotFitError.
+    most ``budget`` tokens, or one solution. Raises Unsupported where the runtime cannot run the trunk, DoesNotFitError.
     """
 
     def __init__(self, reward: RewardModel, batch_size: int, longest: int, budget: int, share: bool = True) -> None:

@@ -67,6 +67,15 @@ class Places:
             self._tables = np.pad(self._tables, ((0, 0), (0, max(width, len(blocks) - width))))
         self._tables[sequence.slot, : len(blocks)] = blocks
 
+    def column(self, sequences: list[live.Sequence]) -> Batch:
+        """The arrays of a step that feeds each sequence its last token."""
+        tokens = np.array([s.tokens[-1] for s in sequences], dtype=np.int32)
+        positions = np.array([s.computed for s in sequences], dtype=np.int32)
+        rows = np.array([s.slot for s in sequences], dtype=np.int32)
+        width = int(positions.max()) // BLOCK + 1
+        tables = np.ascontiguousarray(self._tables[:, :width])
+        return Batch(tokens, positions, rows, tables, np.arange(len(rows), dtype=np.int32))
+
     def batch(self, work: list[Work]) -> Batch:
         """The step's arrays."""
         parts = [w.tokens for w in work]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class Sequence:
 
     Attributes:
         tokens: context and what was generated; the keys and values of the first ``computed`` of them are in ``table``.
+        most: tokens it has when its limit is reached; ``harmless``: tokens that are known to end no sequence.
         slot: its row of the block tables while it is in the batch, -1 before and after.
         spans: positions processed, as (first, end) runs; ``since``: where the present run began.
         shared: whether its next token may fall into a block that is not its own alone.
@@ -30,6 +32,8 @@ class Sequence:
     row: Row
     tokens: list[int]
     started_s: float
+    most: int
+    harmless: Container[int]
     table: Table = field(default_factory=Table)
     computed: int = 0
     slot: int = -1
@@ -49,6 +53,14 @@ class Sequence:
     finish: str | None = None
     _numbers: np.ndarray | None = None
     _numbers_from: int = 0
+
+    @property
+    def writing(self) -> bool:
+        """Whether its context is behind it and a pass over its last token gives it just its next one."""
+        row, computed = self.row, self.computed
+        if computed < len(row.context) or len(self.tokens) - computed != 1:
+            return False
+        return not (row.peek or row.replay or row.draft or row.exit)
 
     @property
     def generated(self) -> list[int]:
@@ -78,6 +90,11 @@ class Sequence:
         if self.computed > self.since:
             self.spans.append((self.since, self.computed))
         self.since = self.computed
+
+    def restart(self) -> None:
+        """Without a cache everything is computed again."""
+        self.close_span()
+        self.computed = self.since = 0
 
     def grown(self, extension: Extension, **more: Any) -> Grown:
         """The record of what became of it; ``more`` are further fields of ``Grown``."""

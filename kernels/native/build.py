@@ -38,8 +38,7 @@ def library() -> ctypes.CDLL:
     """The compiled kernels. Raises Unavailable."""
     if os.environ.get("ISOQUANT_NATIVE", "1") == "0":
         raise Unavailable("native kernels are switched off by ISOQUANT_NATIVE=0")
-    compiler = _compiler()
-    command = [compiler, *FLAGS, TUNING.get(platform.machine(), "-O2"), str(SOURCE)]
+    command = _command()
     path = _folder() / f"native-{_key(command)}.so"
     if not path.exists():
         _compile(command, path)
@@ -60,6 +59,10 @@ def reason() -> str | None:
     except Unavailable as error:
         return str(error)
     return None
+
+
+def _command() -> list[str]:
+    return [_compiler(), *FLAGS, TUNING.get(platform.machine(), "-O2"), str(SOURCE)]
 
 
 def _compiler() -> str:

@@ -1,0 +1,224 @@
+"""Every architecture over the paged cache: transformers' own greedy text, whatever is done to the batches."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from engine.backends.isoquant import IsoquantBackend, Layout
+from engine.catalog import resolve
+from engine.models import load
+from engine.runtime import module_runner, native_runner
+from engine.runtime.attention import NAME
+from engine.runtime.batcher import Plan
+from engine.runtime.support import Unsupported, runner_for
+from kernels.native import build
+from spec.choices import Dtype
+from spec.errors import SpecError
+from tests.batches import CPU, MODULES, NATIVE, batcher, causal, drain, greedy, ids, known, plain, row, run, text
+from tests.tiny import make_model
+
+needs_kernels = pytest.mark.skipif(build.reason() is not None, reason=f"no native kernels: {build.reason()}")
+CONTEXTS = (text(1), text(30), text(30), text(30), text(40), text(17))
+LIMIT = 20
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """architecture -> transformers' greedy text behind each context."""
+    made = {}
+
+    def get(architecture):
+        if architecture not in made:
+            by_context = {c: greedy(known(architecture), c, LIMIT) for c in dict.fromkeys(CONTEXTS)}
+            made[architecture] = [by_context[c] for c in CONTEXTS]
+        return made[architecture]
+
+    return get
+
+
+def rows():
+    return [row(c, LIMIT, order=(i,)) for i, c in enumerate(CONTEXTS)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("architecture", NATIVE + MODULES)
+def test_greedy_text_is_that_of_generate(architecture, expected):
+    """Ragged prompts in pieces, equal contexts that fork, and so few blocks that sequences are put back."""
+    made = batcher(known(architecture), batch_size=3, budget=12, blocks=7)
+    try:
+        forward = architecture in NATIVE
+        assert made.runner.name == ("paged, native forward" if forward else "paged, native kernel")
+        assert type(made.runner).__name__ == ("NativeRunner" if forward else "ModuleRunner")
+        found = drain(made, rows())
+    finally:
+        made.close()
+    assert ids(found) == expected(architecture)
+    assert any(len(g.spans) > 1 for g in found), "nobody was put back"
+
+
+WAYS = {
+    "static": {"static": True},
+    "sequence": {"share": False},
+    "off": {"kv_cache": False, "share": False},
+    "few blocks, no sharing": {"share": False, "blocks": 6},
+    "one at a time": {"batch_size": 1},
+    "all at once": {"batch_size": 16, "budget": 512},
+    "small pieces": {"budget": 4},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("path", ["forward", "kernel", "gathered"])
+@pytest.mark.parametrize("architecture", ["mistral", "gpt2"])
+def test_greedy_text_is_the_same_however_it_is_laid_out(architecture, path, way, expected, monkeypatch):
+    if path == "gathered":
+        monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
+    elif build.reason() is not None:
+        pytest.skip(build.reason())
+    if (architecture, path) == ("gpt2", "forward"):
+        pytest.skip("it runs through its own modules")
+    made = batcher(known(architecture), native=path == "forward", **({"batch_size": 4} | WAYS[way]))
+    try:
+        assert path in made.runner.name
+        assert ids(drain(made, rows())) == expected(architecture)
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma2", "gemma3_text"])
+def test_the_gathered_path_knows_windows_caps_and_sinks(name, expected, monkeypatch):
+    monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
+    assert ids(run(known(name), rows(), budget=12, blocks=7)) == expected(name)
+
+
+@pytest.mark.parametrize("model", ["lab-xs", "lab-s"])
+@pytest.mark.parametrize("native", [True, False])
+def test_the_lab_models_write_what_generate_writes(model, native):
+    loaded = load(resolve(model), CPU, Dtype.FP32)
+    encode = loaded.tokenizer.encode
+    prompts = ["Question:\nMia has 3 pens and buys 4 more. How many pens does she have?\nAnswer:", "Question:", "7"]
+    asked = [row(encode(p), 24) for p in prompts]
+    end = next(iter(loaded.tokenizer.stop_ids))
+    wanted = [greedy(loaded.model, r.context, 24) for r in asked]
+    wanted = [w[: w.index(end) + 1] if end in w else w for w in wanted]
+    found = run(loaded.model, asked, native=native, budget=16, tokenizer=loaded.tokenizer)
+    assert ids(found) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_half_precision_is_as_near_to_full_precision_as_transformers_is(architecture, dtype):
+    full, half = known(architecture), causal(architecture).to(dtype)
+    context, exact, theirs = text(40), plain(full, text(40)), plain(half, text(40)).float()
+    made = batcher(half)
+    try:
+        (grown,) = drain(made, [row(context, 1, peek=5)])
+    finally:
+        made.close()
+    limit = 2 * float((theirs - exact).abs().max()) + 1e-3
+    logprobs = exact[-1].log_softmax(-1)
+    assert all(abs(value - float(logprobs[token])) <= limit for token, value in grown.choices)
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "falcon", "mpt"])
+def test_a_model_with_an_attention_of_its_own_is_refused_and_left_as_it_was(architecture):
+    model = causal(architecture, attention="eager")
+    before = plain(model, text(20))
+    with pytest.raises(Unsupported, match="AttentionInterface|does not run over"):
+        runner_for(model, CPU)
+    assert torch.equal(plain(model, text(20)), before)
+    assert model.config._attn_implementation == "eager"
+    assert not any(hasattr(m, "isoquant_step") for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_follow_the_batch_are_refused(kind):
+    more = {"factor": 2.0, "rope_theta": 10000.0, "rope_type": kind, "original_max_position_embeddings": 64}
+    more |= {"short_factor": [1.0] * 8, "long_factor": [1.0] * 8} if kind == "longrope" else {}
+    with pytest.raises(Unsupported, match="rotary positions"):
+        runner_for(causal("llama", rope_parameters=more), CPU)
+
+
+def test_the_refusal_is_a_spec_error_that_names_the_other_back_end(tmp_path):
+    folder = make_model(tmp_path / "m")
+    loaded = load(resolve(str(folder)), CPU, Dtype.FP32)
+    loaded.model.config.rope_parameters["rope_type"] = "dynamic"
+    with pytest.raises(SpecError, match="choose the transformers back end") as error:
+        IsoquantBackend({None: loaded}, Layout(Plan(2, 64), 50))
+    assert error.value.field == "runtime.backend"
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_closing_leaves_the_model_as_it_was_found(native, attention):
+    model = causal("llama", attention=attention)
+    before, wanted = plain(model, text(30)), greedy(model, text(30))
+    names = [set(vars(m)) for m in model.modules()]
+    run(model, [row(text(30))], native=native)
+    assert model.config._attn_implementation == attention
+    assert [set(vars(m)) for m in model.modules()] == names
+    assert torch.equal(plain(model, text(30)), before)
+    assert greedy(model, text(30)) == wanted
+
+
+@needs_kernels
+def test_a_model_whose_layers_are_not_quite_the_familys_takes_its_own_modules():
+    model = causal("llama", hidden_act="gelu")
+    assert not native_runner.serves(model, CPU)
+    biased = causal("llama", mlp_bias=True)
+    assert not native_runner.serves(biased, CPU)
+    assert ids(run(biased, [row(text(20))])) == [greedy(causal("llama", mlp_bias=True), text(20))]
+    assert native_runner.serves(causal("llama", attention_bias=True), CPU)
+
+
+@needs_kernels
+def test_a_head_of_odd_width_is_gathered():
+    model = causal("gpt2", hidden_size=36, n_embd=36)
+    wanted = greedy(model, text(20))
+    made = batcher(model)
+    assert made.runner.name == "paged, gathered"
+    assert ids(drain(made, [row(text(20))])) == [wanted]
+
+
+class Watch(TorchDispatchMode):
+    """Notes operations that wait for the device, or whose result's size depends on values."""
+
+    bad = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "unique", "_unique2", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function._schema.name.partition("::")[2])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "gpt_oss", "qwen3", "mistral"])
+def test_a_decoding_step_never_waits_for_the_device(architecture, monkeypatch):
+    monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
+    model = causal(architecture)
+    made = batcher(model, native=False)
+    made.submit([row(c, 20) for c in (text(5), text(20))])
+    made.step(lambda tokens: None)
+    forward, watches = type(model).forward, []
+
+    def watched(self, *args, **kwargs):
+        with Watch() as watch:
+            watches.append(watch)
+            return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", watched)
+    made.step(lambda tokens: None)
+    made.close()
+    assert len(watches) == 1
+    assert len(watches[0].seen) > 20, "the watch saw nothing"
+    assert not set(watches[0].seen) & set(Watch.bad)
+
+
+def test_the_attention_function_is_registered_under_one_name():
+    from transformers import AttentionInterface
+
+    assert NAME in AttentionInterface()
+    assert AutoModelForCausalLM
