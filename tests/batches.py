@@ -95,31 +95,54 @@ def batcher(
     drafter: Any = None,
     tokenizer: Any = None,
 ) -> Batcher:
-    """A batcher over a model; ``close`` gives the model back."""
-    runner = runner_for(model, CPU, native)
+    """A batcher over a model; ``close`` gives the model back, ``seen`` holds the batches that were run."""
+    runner = Spy(runner_for(model, CPU, native))
     runner.allocate(blocks)
     pool = BlockPool(blocks, share=share and kv_cache)
     made = Batcher(runner, pool, Endings(tokenizer or Words()), Plan(batch_size, budget, static, kv_cache), drafter)
-    made.close = runner.close
-    made.runner = runner
+    made.close, made.runner, made.seen = runner.close, runner, runner.seen
     return made
+
+
+class Spy:
+    """A runner that keeps the batches it is given."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self.seen: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def logits(self, batch: Any) -> Any:
+        self.seen.append(batch)
+        return self._runner.logits(batch)
+
+    def exiting(self, batch: Any, *how: Any) -> Any:
+        self.seen.append(batch)
+        return self._runner.exiting(batch, *how)
 
 
 def quiet(tokens: int) -> None:
     """Nothing to do between steps."""
 
 
-def drain(made: Batcher, rows: Sequence[Row], on_step: Any = quiet) -> list[Grown]:
-    """What becomes of the rows, in their order."""
+def drain(
+    made: Batcher, rows: Sequence[Row], on_step: Any = quiet, later: Sequence[Row] = (), after: int = 3
+) -> list[Grown]:
+    """What becomes of the rows, in their order; the ``later`` ones come ``after`` so many steps."""
     made.submit(rows)
     found: dict[Row, Grown] = {}
-    for _ in range(10_000):
-        if not made.busy:
+    for step in range(10_000):
+        if step == after:
+            made.submit(later)
+        if not made.busy and step > after:
             break
         found.update(made.step(on_step))
     assert not made.busy, "it does not come to an end"
     assert made.pool.in_use == 0, "blocks are still held"
-    return [found[r] for r in rows]
+    assert len(made._places._free) == made._plan.batch_size
+    return [found[r] for r in (*rows, *later)]
 
 
 def run(model: Any, rows: Sequence[Row], **how: Any) -> list[Grown]:

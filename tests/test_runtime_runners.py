@@ -3,13 +3,11 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
 
 from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.catalog import resolve
 from engine.models import load
 from engine.runtime import module_runner, native_runner
-from engine.runtime.attention import NAME
 from engine.runtime.batcher import Plan
 from engine.runtime.support import Unsupported, runner_for
 from kernels.native import build
@@ -199,6 +197,7 @@ class Watch(TorchDispatchMode):
 def test_a_decoding_step_never_waits_for_the_device(architecture, monkeypatch):
     monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
     model = causal(architecture)
+    model.config.pad_token_id = None  # with one, transformers' GPT-2 looks for it in every batch, to warn
     made = batcher(model, native=False)
     made.submit([row(c, 20) for c in (text(5), text(20))])
     made.step(lambda tokens: None)
@@ -215,10 +214,3 @@ def test_a_decoding_step_never_waits_for_the_device(architecture, monkeypatch):
     assert len(watches) == 1
     assert len(watches[0].seen) > 20, "the watch saw nothing"
     assert not set(watches[0].seen) & set(Watch.bad)
-
-
-def test_the_attention_function_is_registered_under_one_name():
-    from transformers import AttentionInterface
-
-    assert NAME in AttentionInterface()
-    assert AutoModelForCausalLM

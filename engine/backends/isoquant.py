@@ -15,6 +15,7 @@ from engine.models import LoadedModel
 from engine.runtime.batcher import Batcher, NoRoom, Plan
 from engine.runtime.blocks import BLOCK, BlockPool
 from engine.runtime.drafting import Drafter, LookupDrafter, ModelDrafter
+from engine.runtime.native_runner import FAMILY
 from engine.runtime.runner import Runner
 from engine.runtime.support import Unsupported, runner_for
 from spec.errors import SpecError
@@ -28,13 +29,15 @@ class Layout:
     """``plan`` for batches; ``longest``: tokens of the longest sequence expected; ``share``: prefixes are looked up.
 
     ``drafts``: whether sequences have tokens guessed for them: None no, "" from their own text, else by that model.
-    ``blocks``: of KV cache, None for as many as are of use and fit. ``native`` False leaves our own forward pass out.
+    ``exits``: whether tokens may leave the model early. ``blocks``: of KV cache, None for as many as are of use and
+    fit. ``native`` False leaves our own forward pass out.
     """
 
     plan: Plan
     longest: int
     share: bool = True
     drafts: str | None = None
+    exits: bool = False
     blocks: int | None = None
     native: bool = True
 
@@ -83,6 +86,12 @@ class IsoquantBackend:
                 field="runtime.backend",
             ) from None
         self._runners.append(runner)
+        if self._layout.exits and not hasattr(runner, "exiting"):
+            raise SpecError(
+                f"{loaded.name} cannot be left before its last layer: only our own forward pass can be, which runs the "
+                f"Llama family on a processor with a C++ compiler ({', '.join(FAMILY)}).",
+                field="strategy",
+            )
         pool = BlockPool(self._blocks(loaded, runner), share=self._layout.share and self._layout.plan.kv_cache)
         runner.allocate(pool.count)
         self._pools.append((pool, runner.block_bytes))

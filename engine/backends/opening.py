@@ -18,7 +18,7 @@ from spec.choices import Backend as Name
 from spec.choices import Batching, Caching
 from spec.errors import SpecError
 from spec.run_spec import RunSpec
-from spec.strategy import Lookup
+from spec.strategy import EarlyExit, Lookup
 
 
 @contextmanager
@@ -49,7 +49,8 @@ def _isoquant(setup: Setup, longest: int) -> IsoquantBackend:
         kv_cache=spec.runtime.caching is not Caching.OFF,
     )
     share = spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
-    return IsoquantBackend(setup.models, Layout(plan, longest, share=share, drafts=_drafts(spec)))
+    exits = isinstance(spec.strategy, EarlyExit)
+    return IsoquantBackend(setup.models, Layout(plan, longest, share=share, drafts=_drafts(spec), exits=exits))
 
 
 def _judge(setup: Setup, longest: int) -> Judge:

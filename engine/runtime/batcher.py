@@ -26,10 +26,12 @@ from engine.runtime.blocks import BLOCK, BlockPool, OutOfBlocks, Table
 from engine.runtime.drafting import Drafter, verify
 from engine.runtime.places import Places, Work
 from engine.runtime.runner import ExitingRunner, Runner
-from engine.runtime.sampler import choose
+from engine.runtime.sampler import Chosen, choose
 from engine.runtime.sequence import Sequence
+from engine.runtime.steady import Steady
 
 Ended = list[tuple[Row, Grown]]
+AHEAD = 8  # steps
 
 
 class NoRoom(Exception):
@@ -86,6 +88,7 @@ class Batcher:
         self._running: list[Sequence] = []
         self._places = Places(plan.batch_size)
         self._groups: dict[Sequence, _Group] = {}  # by the sequence that computes their context
+        self._steady: Steady | None = None
         self._ended: Ended = []
         self._written = 0
 
@@ -119,11 +122,15 @@ class Batcher:
         self._admit()
         if self._drafter is not None:
             self._drafter.propose([s for s in self._running if s.row.draft is not None and s.decoding])
-        if all(s.writing for s in self._running):
-            self._write_all()
+        if self._steady is not None and self._steady.version == self._places.version and self._steady.left > 0:
+            self._write_all(self._steady)
         else:
-            for work in self._lay_out():
-                self._process(work)
+            self._settle()
+            if all(s.writing for s in self._running):
+                self._write_first()
+            else:
+                for work in self._lay_out():
+                    self._process(work)
         on_step(self._written)
         return self._ended
 
@@ -145,9 +152,11 @@ class Batcher:
         while self._waiting and self._open > 0:
             what = self._waiting[0][2]
             if not self._has_room(what):  # it keeps its turn, and those behind it wait with it
-                if not self._running:
+                if self._running:
+                    return
+                if not self._let_go():
                     raise NoRoom
-                return
+                continue
             heapq.heappop(self._waiting)
             self._rows_waiting -= _rows(what)
             if isinstance(what, Sequence):
@@ -182,12 +191,12 @@ class Batcher:
         row, limit = sequence.row, len(sequence.tokens) - 1
         if row.replay:
             limit = min(limit, len(row.context) - row.replay)
-        first = not sequence.spans
+        had = max((end for _, end in sequence.spans), default=0)
         sequence.table, found = self.pool.find(sequence.tokens, limit)
         sequence.computed = sequence.since = found
         sequence.shared = True
-        if first:
-            sequence.cached = found
+        # After it was put back, others may have computed what it had not come to yet.
+        sequence.cached = sequence.cached + max(0, found - had) if had else found
         self._places.take(sequence)
         self._running.append(sequence)
 
@@ -202,6 +211,8 @@ class Batcher:
             sequence = self._new(row)
             sequence.table = self.pool.fork(group.table)
             sequence.computed = sequence.since = sequence.cached = len(row.context)
+            if row.exit is not None:
+                sequence.exits.append(self._exiting.layers)
             self._places.take(sequence)
             self._running.append(sequence)
             sequences.append(sequence)
@@ -211,23 +222,41 @@ class Batcher:
         else:
             self.pool.release(group.table)
         if sequences:
-            self._extend(sequences, group.logits.expand(len(sequences), -1))
+            self._extend(sequences, choose(group.logits.expand(len(sequences), -1), sequences))
 
     # ---- one step
 
-    def _write_all(self) -> None:
-        """The step of a batch in which every sequence only writes its next token: most steps of a run."""
+    def _write_first(self) -> None:
+        """A step in which every sequence only writes its next token."""
+        # Blocks for some steps, where there are plenty: of 32 sequences two need a new one at each step.
+        ahead = AHEAD if self.pool.available > 2 * len(self._running) else 1
         for sequence in list(self._running):
-            if sequence.slot >= 0 and (sequence.shared or sequence.computed >= len(sequence.table.blocks) * BLOCK):
-                self._make_room(sequence, sequence.computed + 1)
-        running = list(self._running)
-        if not running:
-            return
-        self._copy()
-        logits = self._runner.logits(self._places.column(running))
-        for sequence in running:
-            sequence.computed += 1
-        self._extend(running, logits)
+            end = min(sequence.computed + ahead, sequence.most)
+            if sequence.slot >= 0 and (sequence.shared or end > len(sequence.table.blocks) * BLOCK):
+                self._make_room(sequence, end)
+        if self._running:
+            self._copy()
+            self._steady = Steady(list(self._running), self._places)
+            self._write_all(self._steady)
+
+    def _write_all(self, steady: Steady) -> None:
+        """One step of a stretch in which nothing else happens, or its last one."""
+        logits = self._runner.logits(steady.batch())
+        chosen = choose(logits, steady.sequences)
+        if chosen.logprobs is None and steady.left > 1 and self._plan.kv_cache and steady.harmless(chosen.tokens):
+            self._written += len(chosen.tokens)
+            steady.write(chosen.tokens, now())
+        else:
+            self._steady = None
+            for sequence in steady.sequences:
+                sequence.computed = len(sequence.tokens)
+            self._extend(steady.sequences, chosen)
+
+    def _settle(self) -> None:
+        """What follows may be another step than the last ones were."""
+        if self._steady is not None:
+            self._steady.settle()
+            self._steady = None
 
     def _lay_out(self) -> list[list[Work]]:
         """What the step processes, with blocks for all of it: writers first, then prompts as far as the budget goes.
@@ -238,13 +267,14 @@ class Batcher:
         for sequence in sorted(self._running, key=_left):
             if sequence.slot < 0 or budget <= 0:  # it was put back for one before it
                 continue
-            n = min(_left(sequence), budget)
+            n = min(_piece(sequence), budget)
             tokens = sequence.tokens[sequence.computed : sequence.computed + n]
             end = sequence.computed + n == len(sequence.tokens)
             if end and sequence.proposed:
                 tokens = tokens + sequence.proposed
             if self._make_room(sequence, sequence.computed + len(tokens)):
-                work.append(Work(sequence, tokens, end))
+                exits = sequence.row.exit is not None and sequence.computed >= len(sequence.row.context)
+                work.append(Work(sequence, tokens, end, exits))
                 budget -= len(tokens)
         work = [w for w in work if w.sequence.slot >= 0]
         early = [w for w in work if w.exits]
@@ -261,11 +291,12 @@ class Batcher:
                 break
             except OutOfBlocks:
                 last = max(self._running, key=lambda s: (s.row.order, s.started_s))
-                if len(self._running) == 1:
+                if len(self._running) > 1:
+                    self._put_back(last)
+                    if last is sequence:
+                        return False
+                elif not self._let_go():
                     raise NoRoom from None
-                self._put_back(last)
-                if last is sequence:
-                    return False
         sequence.shared = False
         self._places.show(sequence)
         return True
@@ -273,7 +304,19 @@ class Batcher:
     def _put_back(self, sequence: Sequence) -> None:
         self._leave(sequence)
         sequence.proposed = []
+        sequence.replayed = []  # its scores are read again from the first on
+        if self._drafter is not None:
+            self._drafter.forget(sequence)
         self._wait(sequence)
+
+    def _let_go(self) -> bool:
+        """Give up the contexts that waiting rows share, so that one is computed anew; False where there are none."""
+        held = [w for _, _, w in self._waiting if isinstance(w, _Group) and w.table is not None]
+        for group in held:
+            context = group.rows[0].context
+            self.pool.release(group.table or Table(), context, len(context))
+            group.table = group.logits = None
+        return bool(held)
 
     def _process(self, work: list[Work]) -> None:
         self._copy()
@@ -303,7 +346,7 @@ class Batcher:
             groups = [(self._groups.pop(s), i) for i, s in enumerate(plain) if s in self._groups]
             for group, i in groups:
                 group.logits = chosen[i].clone()
-            self._extend(plain, chosen)
+            self._extend(plain, choose(chosen, plain))
             for group, _ in groups:
                 self._start_rest(group, group.reserved)
 
@@ -327,8 +370,9 @@ class Batcher:
         assert first is not None
         logits, layers = self._exiting.exiting(batch, thresholds, first.margin, first.first)
         for item, depth in zip(work, layers, strict=True):
-            item.sequence.exits.append(depth)
-        return logits
+            if item.end:  # else it is read again, and left where it did before
+                item.sequence.exits.append(depth)
+        return logits[torch.from_numpy(batch.wanted)]
 
     @property
     def _exiting(self) -> ExitingRunner:
@@ -373,9 +417,8 @@ class Batcher:
 
     # ---- writing and ending
 
-    def _extend(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+    def _extend(self, sequences: list[Sequence], chosen: Chosen) -> None:
         """One more token for each of them."""
-        chosen = choose(logits, sequences)
         if chosen.logprobs is not None:
             for sequence, logprob in zip(sequences, chosen.logprobs, strict=True):
                 if sequence.row.logprobs:
@@ -435,3 +478,9 @@ def _rows(what: _Group | Sequence) -> int:
 def _left(sequence: Sequence) -> int:
     """Tokens of a sequence that are not computed: those that write have one and go first."""
     return len(sequence.tokens) - sequence.computed
+
+
+def _piece(sequence: Sequence) -> int:
+    """How many of them one pass may process: all, but one by one those behind the context that may leave early."""
+    left, context = _left(sequence), len(sequence.row.context) - sequence.computed
+    return left if sequence.row.exit is None else min(left, max(1, context))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BLOCK = 16
+WORTH = 8  # tokens of a part of a block
 
 
 class OutOfBlocks(Exception):
@@ -104,7 +105,8 @@ class BlockPool:
             table.entries.append(entry)
             at, length = entry, length + BLOCK
         entry, common = self._closest(at, tokens[length : min(limit, length + BLOCK)])
-        if entry is not None:
+        # A few tokens are computed sooner than a block is copied, unless they are all that is missing.
+        if entry is not None and (common >= WORTH or length + common == limit):
             self._hold(entry.block)
             table.blocks.append(entry.block)
             if take_over and common == len(entry.tokens) < BLOCK and self._refs[entry.block] == 1:

@@ -23,9 +23,9 @@ class ModuleRunner:
         self.dtype = self._dtype = dtype
         self._device = device
         self._before = model.config._attn_implementation
-        self._native = (
-            device.type == "cpu" and build.reason() is None and all(s.key_dim == s.value_dim for s in self._shapes)
-        )
+        # The kernel reads two dimensions of a key at a time.
+        fits = all(s.key_dim == s.value_dim and s.key_dim % 2 == 0 for s in self._shapes)
+        self._native = device.type == "cpu" and build.reason() is None and fits
         self._kv: KvCache | None = None
         parameters = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in parameters

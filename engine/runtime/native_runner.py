@@ -243,7 +243,7 @@ def _confidence(scores: torch.Tensor, margin: bool) -> np.ndarray:
 
 
 def _at(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+    return ctypes.c_void_p(ops.address(array))
 
 
 def _ptr(tensor: torch.Tensor) -> ctypes.c_void_p:

@@ -15,16 +15,15 @@ from engine.runtime.blocks import BLOCK, Copies
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """What a step processes of one sequence: ``tokens`` from its ``computed`` on; ``end``: up to its last one."""
+    """What a step processes of one sequence: ``tokens`` from its ``computed`` on; ``end``: up to its last one.
+
+    ``exits``: it is one token that may leave the model early, as those may that were written.
+    """
 
     sequence: live.Sequence
     tokens: list[int]
     end: bool
-
-    @property
-    def exits(self) -> bool:
-        """Whether its token may leave the model early: one that is written, not one that is read."""
-        return self.sequence.row.exit is not None and len(self.sequence.tokens) > len(self.sequence.row.context)
+    exits: bool = False
 
     @property
     def wanted(self) -> int:
@@ -37,10 +36,14 @@ class Work:
 
 
 class Places:
-    """``count`` of them. ``copies``: KV blocks to copy before the next forward pass."""
+    """``count`` of them.
+
+    ``copies``: KV blocks to copy before the next forward pass. ``version`` changes with what the places hold.
+    """
 
     def __init__(self, count: int) -> None:
         self.copies: Copies = []
+        self.version = 0
         self._tables = np.zeros((count, 16), dtype=np.int32)
         self._free = list(range(count - 1, -1, -1))
 
@@ -49,6 +52,11 @@ class Places:
         """How many are free."""
         return len(self._free)
 
+    @property
+    def tables(self) -> np.ndarray:
+        """The block tables of all places, int32 [places, width]."""
+        return self._tables
+
     def take(self, sequence: live.Sequence) -> None:
         """Give a sequence a place."""
         sequence.slot = self._free.pop()
@@ -56,11 +64,13 @@ class Places:
 
     def give_back(self, sequence: live.Sequence) -> None:
         """Its place is free."""
+        self.version += 1
         self._free.append(sequence.slot)
         sequence.slot = -1
 
     def show(self, sequence: live.Sequence) -> None:
         """Bring a sequence's row of the tables up to date."""
+        self.version += 1
         blocks = sequence.table.blocks
         width = self._tables.shape[1]
         if len(blocks) > width:

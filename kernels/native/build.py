@@ -23,7 +23,7 @@ import torch
 SOURCE = Path(__file__).with_name("forward.cpp")
 # -ffast-math by its parts: as a whole it links start-up code that makes this process round tiny numbers to zero.
 MATH = ("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-fassociative-math", "-freciprocal-math")
-FLAGS = ("-O2", *MATH, "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+FLAGS = ("-O2", *MATH, "-ffp-contract=fast", "-pthread", "-shared", "-fPIC", "-std=c++17")
 TUNING = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native"}
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_S = 120
@@ -43,7 +43,6 @@ def library() -> ctypes.CDLL:
     if not path.exists():
         _compile(command, path)
     try:
-        # torch is loaded by now, and its OpenMP with it: both then share one pool of threads.
         found = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"the compiled kernels do not load ({error})") from None
@@ -81,7 +80,7 @@ def _folder() -> Path:
 
 
 def _key(command: list[str]) -> str:
-    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(SOURCE.parent.glob("*.[ch]*"))))
     digest.update(" ".join(command).encode())
     digest.update(_processor().encode())
     version = subprocess.run([command[0], "--version"], capture_output=True, check=False).stdout

@@ -6,10 +6,11 @@
 // same call. Keys and values of all rows are written before any row attends, layer by layer.
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "team.h"
 
 #if defined(__AVX512F__)
 constexpr int W = 16, PANEL = 2, ROWS = 8;  // 16 accumulators and 2 panel vectors of 32 registers
@@ -20,9 +21,6 @@ constexpr int W = 4, PANEL = 4, ROWS = 4;  // NEON: 32 registers of 4
 #endif
 constexpr int NR = W * PANEL;
 constexpr int BLOCK = 16;  // tokens of a KV block
-
-// Set by the caller: OpenMP's own default differs from thread to thread of the calling process.
-static int threads = 1;
 
 typedef float vec __attribute__((vector_size(W * 4), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(W * 4), aligned(4)));
@@ -129,33 +127,33 @@ static void rows_of_panel(int m, const float* x, int ldx, const T* w, int k, flo
     }
 }
 
-// To be called by all threads of a parallel region.
+// To be called by all threads of the team, like everything that shares out work.
 template <typename T>
 static void linear(int m, const float* x, int ldx, const T* w, int k, float* y, int n, const float* bias, bool add) {
     const int panels = (n + NR - 1) / NR;
     // Few rows: a panel each. Many rows: the rows are cut as well, in pieces whose inputs stay in the first caches.
     const int piece = ROWS * 6;
     const int pieces = (m + piece - 1) / piece;
-#pragma omp for schedule(static)
-    for (int t = 0; t < panels * pieces; t++) {
+    Team::get().share(panels * pieces, [=](int t) {
         const int p = t / pieces, r = t % pieces * piece;
         const int rows = m - r < piece ? m - r : piece;
         const int cols = n - p * NR < NR ? n - p * NR : NR;
         rows_of_panel<T>(rows, x + (size_t)r * ldx, ldx, w + (size_t)p * k * NR, k, y + (size_t)r * n + p * NR, n,
                          cols, bias ? bias + p * NR : nullptr, add);
-    }
+    });
 }
 
 template <typename T>
 static void pack_panels(const T* w, int n, int k, T* out) {
-    const int panels = (n + NR - 1) / NR;
-    for (int p = 0; p < panels; p++)
+    Team::get().share((n + NR - 1) / NR, [=](int p) {
         for (int i = 0; i < k; i++)
             for (int j = 0; j < NR; j++) {
                 const int row = p * NR + j;
-                T v; memset(&v, 0, sizeof v);
+                T v;
+                memset(&v, 0, sizeof v);
                 out[((size_t)p * k + i) * NR + j] = row < n ? w[(size_t)row * k + i] : v;
             }
+    });
 }
 
 // ---- small operations ------------------------------------------------------------------------------------------------
@@ -168,14 +166,12 @@ static inline void rms_row(const float* x, const float* w, float eps, int n, flo
 }
 
 static void rms_norm(int m, const float* x, const float* w, float eps, int n, float* y) {
-#pragma omp for schedule(static)
-    for (int r = 0; r < m; r++) rms_row(x + (size_t)r * n, w, eps, n, y + (size_t)r * n);
+    Team::get().share(m, [=](int r) { rms_row(x + (size_t)r * n, w, eps, n, y + (size_t)r * n); });
 }
 
 // x[:, :n] = silu(x[:, :n]) * x[:, n:]
 static void swiglu(int m, float* x, int n) {
-#pragma omp for schedule(static)
-    for (int r = 0; r < m; r++) {
+    Team::get().share(m, [=](int r) {
         float* gate = x + (size_t)r * 2 * n;
         const float* up = gate + n;
         int i = 0;
@@ -184,7 +180,7 @@ static void swiglu(int m, float* x, int n) {
             *(vec*)(gate + i) = g / (1.0f + vexp(-g)) * load(up + i);
         }
         for (; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
-    }
+    });
 }
 
 // The rotation of Su et al. 2021 in transformers' order: the first half of a head is paired with its second half.
@@ -342,15 +338,14 @@ template <typename T>
 static void attend(int m, const float* q, int ldq, const T* keys, const T* values, const Heads& a,
                    const int32_t* tables, int width, const int32_t* table_row, const int32_t* positions,
                    float* scratch, size_t per_thread, float* out) {
-    float* scores = scratch + per_thread * omp_get_thread_num();
+    float* scores = scratch + per_thread * Team::tid();
     const int group = a.query / a.kv;
-#pragma omp for schedule(dynamic, 1)
-    for (int t = 0; t < m * a.kv; t++) {
+    Team::get().deal(m * a.kv, [=, &a](int t) {
         const int r = t / a.kv, h = t % a.kv;
         attend_some<T>(group, q + (size_t)r * ldq + h * group * a.dim, keys, values, a, h, h * group,
                        tables + (size_t)table_row[r] * width, positions[r], scores,
                        out + (size_t)r * a.query * a.dim + h * group * a.dim);
-    }
+    });
 }
 
 // ---- the model -------------------------------------------------------------------------------------------------------
@@ -384,8 +379,7 @@ static void layer_rows(const Model& md, const Layer& l, const Rows& b, float* x,
     float *normed = work, *mid = normed + (size_t)b.m * (md.hidden > qd ? md.hidden : qd);
     rms_norm(b.m, x, l.norm_in, md.eps, md.hidden, normed);
     linear<T>(b.m, normed, md.hidden, (const T*)l.qkv, md.hidden, mid, n, l.qkv_bias, false);
-#pragma omp for schedule(static)
-    for (int r = 0; r < b.m; r++) {
+    Team::get().share(b.m, [&, qd, kd, n, mid](int r) {
         float* row = mid + (size_t)r * n;
         const int at = b.positions[r];
         const float *cos = md.cos + (size_t)at * md.dim, *sin = md.sin + (size_t)at * md.dim;
@@ -397,7 +391,7 @@ static void layer_rows(const Model& md, const Layer& l, const Rows& b, float* x,
         }
         const int64_t block = b.tables[(size_t)b.table_row[r] * b.width + at / BLOCK];
         store_kv<C>((C*)l.keys, (C*)l.values, md.kv, md.dim, row + qd, row + qd + kd, block, at % BLOCK);
-    }
+    });
     if (only_kv) return;
     const Heads a{md.query, md.kv, md.dim, md.scale, 0.0f, l.window, nullptr};
     attend<C>(b.m, mid, n, (const C*)l.keys, (const C*)l.values, a, b.tables, b.width, b.table_row, b.positions,
@@ -412,19 +406,19 @@ static void layer_rows(const Model& md, const Layer& l, const Rows& b, float* x,
 template <typename T, typename C>
 static void run_layers(const Model& md, int from, int to, const Rows& b, float* x, float* work, float* scratch,
                        size_t per_thread, bool only_kv) {
-#pragma omp parallel num_threads(threads)
-    for (int l = from; l < to; l++) layer_rows<T, C>(md, md.layer[l], b, x, work, scratch, per_thread, only_kv);
+    Team::get().run([&] {
+        for (int l = from; l < to; l++) layer_rows<T, C>(md, md.layer[l], b, x, work, scratch, per_thread, only_kv);
+    });
 }
 
 template <typename T>
 static void run_head(const Model& md, int n, const int32_t* rows, const float* x, float* hidden, float* logits) {
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int i = 0; i < n; i++)
+    Team::get().run([&] {
+        Team::get().share(n, [&](int i) {
             rms_row(x + (size_t)rows[i] * md.hidden, md.norm, md.eps, md.hidden, hidden + (size_t)i * md.hidden);
+        });
         if (logits) linear<T>(n, hidden, md.hidden, (const T*)md.head, md.hidden, logits, md.vocab, md.head_bias, false);
-    }
+    });
 }
 
 template <typename T>
@@ -445,16 +439,16 @@ extern "C" {
 
 int isoquant_panel() { return NR; }
 int isoquant_block() { return BLOCK; }
-void isoquant_threads(int n) { threads = n; }
+void isoquant_threads(int n) { Team::get().resize(n); }
+int isoquant_team() { return Team::get().wanted(); }
 
 void isoquant_pack(int type, const void* w, int n, int k, void* out) {
-    BY_TYPE(type, pack_panels<T>((const T*)w, n, k, (T*)out));
+    Team::get().run([&] { BY_TYPE(type, pack_panels<T>((const T*)w, n, k, (T*)out)); });
 }
 
 void isoquant_linear(int type, int m, const float* x, int ldx, const void* w, int k, float* y, int n,
                      const float* bias, int add) {
-#pragma omp parallel num_threads(threads)
-    BY_TYPE(type, linear<T>(m, x, ldx, (const T*)w, k, y, n, bias, add));
+    Team::get().run([&] { BY_TYPE(type, linear<T>(m, x, ldx, (const T*)w, k, y, n, bias, add)); });
 }
 
 void isoquant_embed(const Model* md, int m, const int32_t* tokens, float* x) {
@@ -475,9 +469,10 @@ void isoquant_head(const Model* md, int n, const int32_t* rows, const float* x, 
 
 void isoquant_attend(int type, const Heads* a, const Rows* b, const float* q, int ldq, const void* keys,
                      const void* values, float* scratch, int64_t per_thread, float* out) {
-#pragma omp parallel num_threads(threads)
-    BY_TYPE(type, attend<T>(b->m, q, ldq, (const T*)keys, (const T*)values, *a, b->tables, b->width, b->table_row,
-                            b->positions, scratch, per_thread, out));
+    Team::get().run([&] {
+        BY_TYPE(type, attend<T>(b->m, q, ldq, (const T*)keys, (const T*)values, *a, b->tables, b->width, b->table_row,
+                                b->positions, scratch, per_thread, out));
+    });
 }
 
 void isoquant_store(int type, int heads, int dim, const Rows* b, const float* k, int ldk, const float* v, int ldv,

@@ -36,7 +36,7 @@ class Rows(Structure):
     @classmethod
     def of(cls, positions: np.ndarray, table_row: np.ndarray, tables: np.ndarray) -> Rows:
         """From int32 arrays [m], [m] and [sequences, width], contiguous; the caller keeps them alive."""
-        return cls(len(positions), tables.shape[1], positions.ctypes.data, table_row.ctypes.data, tables.ctypes.data)
+        return cls(len(positions), tables.shape[1], address(positions), address(table_row), address(tables))
 
 
 class Layer(Structure):
@@ -125,6 +125,11 @@ class Scratch:
         if len(self._buffer) < each * library().threads:
             self._buffer = torch.empty(each * library().threads)
         return _at(self._buffer), each
+
+
+def address(array: np.ndarray) -> int:
+    """Where the numbers of an array lie; ``array.ctypes.data`` takes longer, and each step asks several times."""
+    return int(array.__array_interface__["data"][0])
 
 
 def _at(tensor: torch.Tensor) -> c_void_p:
