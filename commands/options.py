@@ -32,6 +32,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "device": ("runtime", "device"),
     "batch_size": ("runtime", "batch_size"),
     "batching": ("runtime", "batching"),
+    "caching": ("runtime", "caching"),
+    "chunk": ("runtime", "chunk"),
     "attention": ("runtime", "attention"),
     "task": ("task", "name"),
     "split": ("task", "split"),

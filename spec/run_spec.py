@@ -19,7 +19,13 @@ from spec.errors import SpecError, shorten
 from spec.parameters import build, parameter, validate
 from spec.strategy import Greedy, Strategy, strategy_from_dict
 
-KEY_VERSION = 2
+KEY_VERSION = 1
+# Fields that came later, at the value that says what had been meant before: left out of the key, so that a run keeps
+# the one it was stored under.
+LATER: dict[str, dict[str, Any]] = {
+    "runtime": {"caching": "auto", "chunk": 512},
+    "strategy": {"repetition_penalty": 1.0},
+}
 MAX_TEXT = 4096
 MAX_SEED = 2**53 - 1  # what JSON and a browser hold as a whole number
 
@@ -198,7 +204,10 @@ class RunSpec:
 
     def key(self) -> str:
         """16 hex digits that name this configuration: equal specs have equal keys, on every machine and version."""
-        text = json.dumps({"v": KEY_VERSION} | self.to_dict(), sort_keys=True, separators=(",", ":"))
+        data = self.to_dict()
+        for part, later in LATER.items():
+            data[part] = {k: v for k, v in data[part].items() if k not in later or v != later[k]}
+        text = json.dumps({"v": KEY_VERSION} | data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ from tasks.problem import Problem
 from tasks.task import QUESTION, ProblemTask, Task, TextTask
 
 NEXT_QUESTION = "\nQuestion:"
+ANSWER_MARK = "####"  # what every task's rule takes for the sign before an answer
 LAB_EXAMPLES_PER_LEVEL = 8
 LAB_EXAMPLES = LAB_EXAMPLES_PER_LEVEL * len(lab_words.LEVELS)
 LAB_EXAMPLE_POOL = 64
@@ -174,8 +175,8 @@ def _build(
 ) -> ProblemTask:
     if not rows:
         raise InputError(f"The task {task.name} has no problems in the split {task.split}.")
-    few = task.prompt_style is PromptStyle.FEW_SHOT
-    zero = example_template if few else template
+    few, direct = (task.prompt_style is style for style in (PromptStyle.FEW_SHOT, PromptStyle.DIRECT))
+    zero = example_template if few or direct else template
     return ProblemTask(
         name=task.name,
         rows=tuple(rows),
@@ -187,5 +188,6 @@ def _build(
         shots=task.shots if few else 0,
         limit=task.limit,
         stop=(NEXT_QUESTION,),
+        lead=ANSWER_MARK if direct else "",
         skipped=skipped,
     )

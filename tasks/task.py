@@ -102,6 +102,7 @@ class ProblemTask:
         template: prompt with ``{question}`` where the question goes.
         rule: how an answer is found and compared.
         examples: worked examples for few-shot prompts; ``shots`` of them are put first.
+        lead: the beginning of an answer, put behind the prompt and read as part of what is generated.
         example_template: the prompt of each example, and of the question that follows them.
     """
 
@@ -115,6 +116,7 @@ class ProblemTask:
     shots: int = 0
     limit: int | None = None
     stop: tuple[str, ...] = ()
+    lead: str = ""
     step: str = "\n"
     skipped: list[str] = field(default_factory=list)
     kind: Literal["problems", "text"] = "problems"
@@ -129,7 +131,11 @@ class ProblemTask:
 
     def prompt(self, problem: Problem, *, shots: int | None = None) -> str:
         """See Task. Raises SpecError if there are fewer worked examples than asked for."""
-        count = self.shots if shots is None else shots
+        text = self._asked(problem, self.shots if shots is None else shots)
+        gap = "\n" if self.lead and not text[-1:].isspace() else ""
+        return text + gap + self.lead
+
+    def _asked(self, problem: Problem, count: int) -> str:
         if count == 0:
             return self.template.replace(QUESTION, problem.question)
         if count > len(self.examples):
@@ -144,7 +150,7 @@ class ProblemTask:
 
     def extract(self, text: str) -> str | None:
         """See Task."""
-        return self.rule.extract(text)
+        return self.rule.extract(self.lead + text)
 
     def equivalent(self, a: str, b: str) -> bool:
         """See Task."""

@@ -87,8 +87,7 @@ def test_several_processes_may_compile_at_once(compiler):
     """Each compiler takes a while over a real library; whoever comes last replaces one whole file by another."""
     real = build.library()._name
     folder = compiler(
-        'while [ "$1" != -o ]; do shift; done; '
-        f'head -c 1000 {real} > "$2"; sleep 0.3; tail -c +1001 {real} >> "$2"'
+        f'while [ "$1" != -o ]; do shift; done; head -c 1000 {real} > "$2"; sleep 0.3; tail -c +1001 {real} >> "$2"'
     )
     command = [build._compiler(), "x"]
     path = folder / "native-x.so"

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,17 @@ def test_gsm8k_offline_says_what_to_do(monkeypatch, tmp_path):
 def test_tasks_import_no_torch():
     code = "import sys; import tasks.registry; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["lab-words", "jsonl"])
+def test_a_direct_prompt_begins_the_answer_and_reads_it_with_what_is_written(name, tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    spec = TaskSpec(name if name == "lab-words" else f"jsonl:{file}", limit=1, prompt_style="direct")
+    task, plain = load_task(spec), load_task(replace(spec, prompt_style="zero-shot"))
+    problem = task.problems()[0]
+    assert task.prompt(problem).endswith("\n####")
+    assert "step by step" not in task.prompt(problem)
+    assert not plain.prompt(problem).endswith("####")
+    assert task.extract(" 2\nand more") == "2"
+    assert plain.extract("so it is 3\n#### 2") == "2"

@@ -69,8 +69,8 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """Whether all but its last token is computed, so that a pass over that one gives the next."""
-        return len(self.tokens) - self.computed == 1
+        """Whether its context is behind it and all but its last token is computed, so that guesses can follow."""
+        return self.computed >= len(self.row.context) and len(self.tokens) - self.computed == 1
 
     @property
     def keeps_cache(self) -> bool:

@@ -76,6 +76,12 @@ class Sample(Strategy):
     top_k: int = top_k()
     top_p: float = top_p()
     min_p: float = min_p()
+    repetition_penalty: float = parameter(
+        1.0,
+        low=0.1,
+        high=10.0,
+        help="Divides the scores of tokens that occurred before (Keskar et al. 2019); 1 does not.",
+    )
 
 
 @dataclass(frozen=True)
