@@ -8,7 +8,6 @@ Appended with hardware and commit to ``bench/results/first_progress.jsonl``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.record import against, arguments
 from engine.measure.hardware import fingerprint
 from spec.choices import JobState
 from spec.run_spec import RunSpec, TaskSpec
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "first_progress.jsonl"
 GOALS_S = {"cold": 8.0, "warm": 2.0, "other": 2.0}
 IDLE_S = 12.0
+QUICK_IDLE_S = 1.0
 TIMEOUT_S = 180.0
 
 
@@ -92,11 +93,14 @@ CASES: tuple[Callable[[Path, RunSpec, RunSpec], dict[str, float]], ...] = (cold,
 
 def main() -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    global IDLE_S
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="lab-xs")
     parser.add_argument("--other", default="lab-s", help="the model that the worker of the third case holds")
     parser.add_argument("--tries", type=int, default=3)
     chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.tries, IDLE_S = 1, QUICK_IDLE_S
     spec, second = (RunSpec(m, task=TaskSpec(limit=64)) for m in (chosen.model, chosen.other))
     figures: dict[str, dict[str, float]] = {}
     load = os.getloadavg()[0]
@@ -119,9 +123,12 @@ def main() -> None:
         "goals_s": GOALS_S,
         **figures,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    if not chosen.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    if chosen.json:
+        print(against({name: found["first_progress_s"] for name, found in figures.items()}, GOALS_S))
 
 
 if __name__ == "__main__":

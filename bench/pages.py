@@ -8,7 +8,6 @@ made up, in a temporary folder that is gone afterwards.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -19,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bench.record import against, arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -99,10 +100,12 @@ def open_seconds(home: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--no-browser", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.runs, options.no_browser = 2_000, True
     from synthetic import fill_many
 
     from engine.measure.hardware import fingerprint
@@ -124,9 +127,12 @@ def main() -> None:
     print(f"load average {load:.1f} on {here['cores']} cores")
     row = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "runs": options.runs, "load": load}
     row |= {"hardware": here["hardware_name"], "commit": here["commit"]} | {k: round(v, 4) for k, v in found.items()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    if not options.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    if options.json:
+        print(against(found, TARGETS))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,17 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def against(values: dict[str, float], goals: dict[str, float]) -> str:
+    """Figures of which less is better, as the JSON line of ``--json``: the goal stands where a peer would."""
+    return json.dumps(
+        {
+            name: {"ours": round(values[name], 4), "peer": goal, "ratio": round(goal / values[name], 3)}
+            for name, goal in goals.items()
+            if values.get(name)
+        }
+    )
+
+
 class Report:
     """Prints figures as they come and keeps them, with hardware and commit, in ``bench/results/NAME.jsonl``."""
 

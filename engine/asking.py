@@ -75,9 +75,8 @@ class Asking:
     def measure(self) -> tuple[RunRecord, str | None]:
         """The record of the run and an example of its prompts. Raises SpecError, DoesNotFitError, Cancelled."""
         setup = self._setup
-        prompts = self._first_prompts()
+        prompts, longest = self._first_prompts(), self._longest_prompt() + self._max_new_tokens
         started = now()
-        longest = max((len(p.ids) for p in prompts), default=1) + self._max_new_tokens
         with open_backend(setup, longest) as (backend, judge):
             setup.ran = backend.attention
             warmup_s = now() - started + self._warm_up(backend, judge, prompts) if prompts else None
@@ -157,6 +156,15 @@ class Asking:
             with contextlib.suppress(InputError):
                 prompts.append(self._prompts[None].make(problem))
         return prompts
+
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest prompt that any of the models will read."""
+        longest = 1
+        for problem in {p.id: p for _, p in self._todo}.values():
+            for maker in self._prompts.values():
+                with contextlib.suppress(InputError):
+                    longest = max(longest, len(maker.make(problem).ids))
+        return longest
 
     def _warm_up(self, backend: OpenBackend, judge: OpenJudge | None, prompts: Sequence[Prompt]) -> float:
         """Run a batch of the first batch's shape for a few tokens, unmeasured; returns its seconds."""

@@ -9,6 +9,7 @@ import torch
 from engine.measure.hardware import fingerprint
 from engine.models import LoadedModel
 from engine.rewards import RewardModel
+from spec.choices import Backend
 from spec.run_spec import RunSpec
 
 
@@ -24,7 +25,8 @@ def environment(
     on_gpu = loaded.device.type == "cuda"
     return {
         **fingerprint(),
-        "backend": str(spec.runtime.backend),
+        # A text is scored by the model's own forward pass, whatever generates.
+        "backend": str(Backend.TRANSFORMERS if task.kind == "text" else spec.runtime.backend),
         "device": str(loaded.device),
         "device_name": torch.cuda.get_device_name(loaded.device) if on_gpu else None,
         "threads": None if on_gpu else torch.get_num_threads(),

@@ -15,7 +15,7 @@ from typing import Any
 from engine.catalog import ModelRef, resolve, resolve_reward
 from engine.measure.hardware import cores, gpus
 from engine.sizes import BYTES, ModelSizes
-from spec.choices import Dtype, PromptStyle
+from spec.choices import Backend, Batching, Caching, Dtype, PromptStyle
 from spec.run_spec import RunSpec
 
 PROMPT_TOKENS = 100
@@ -23,6 +23,7 @@ SHOT_TOKENS = 150
 ENDS_EARLY = 0.5  # of the longest answer allowed, where the model can end by itself
 PROCESS_BYTES = {"cpu": 700_000_000, "cuda": 600_000_000}
 GPU_SHARE = 0.95
+OWN_LAYER = 0.2  # of a layer's fixed time in transformers: what our own runtime takes
 OF_CEILING = 0.5  # what a decoding step reaches of the rates of large copies and matrix products
 
 
@@ -157,13 +158,19 @@ def _time(
         return None, None, "The model is not on this machine yet, so its size is not known."
     answer = limit if ref.kind == "shape" else max(1, round(limit * ENDS_EARLY))
     sequences = asked * spec.strategy.samples
-    batches = math.ceil(sequences / spec.runtime.batch_size)
+    own = spec.runtime.backend is Backend.ISOQUANT
     prompt = _prompt_tokens(spec)
     dtype = ref.dtype or "fp32" if spec.precision.weights is Dtype.AUTO else str(spec.precision.weights)
-    # A static batch runs until its last answer ends, which is near the limit once there are a few.
-    steps = batches * (limit if sequences > 1 else answer)
-    step_s = ref.sizes.layers * rates.layer_s + _active(ref.sizes) * BYTES[dtype] / rates.bytes_per_s
-    work = 2.0 * _active(ref.sizes) * sequences * (prompt + answer)
+    if own and spec.runtime.batching is not Batching.STATIC:
+        steps = max(answer, math.ceil(sequences * answer / spec.runtime.batch_size))
+    else:
+        # A static batch runs until its last answer ends, which is near the limit once there are a few.
+        batches = math.ceil(sequences / spec.runtime.batch_size)
+        steps = batches * (limit if sequences > 1 else answer)
+    fixed = rates.layer_s * (OWN_LAYER if own else 1.0)
+    step_s = ref.sizes.layers * fixed + _active(ref.sizes) * BYTES[dtype] / rates.bytes_per_s
+    shared = own and spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
+    work = 2.0 * _active(ref.sizes) * ((asked if shared else sequences) * prompt + sequences * answer)
     if reward and reward.sizes:
         work += 2.0 * _active(reward.sizes) * sequences * (prompt + answer)
     origin = "assumed rates of this kind of machine" if assumed else "this machine's calibrated rates"

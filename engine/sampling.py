@@ -50,7 +50,7 @@ class Sampling:
             strategy.top_k,
             strategy.top_p,
             strategy.min_p,
-            getattr(strategy, "repetition_penalty", 1.0),
+            strategy.repetition_penalty,
         )
 
     @property

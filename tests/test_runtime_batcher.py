@@ -85,7 +85,7 @@ def check(asked_for, grown):
     st.lists(asked(), max_size=4),
     st.integers(1, 5),
     st.integers(0, 40),
-    st.sampled_from([5, 6, 8, 60]),
+    st.sampled_from([6, 7, 9, 60]),
     st.sampled_from(["prefix", "sequence", "off", "static"]),
 )
 def test_every_row_gets_what_it_would_get_alone(rows, later, batch_size, more, blocks, way):

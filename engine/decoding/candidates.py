@@ -20,7 +20,8 @@ def sampling_of(strategy: Sample | Drafted) -> Sampling | None:
     """The sampling parameters of a strategy; None, which is greedy, at temperature 0."""
     if strategy.temperature == 0.0:
         return None
-    return Sampling(strategy.temperature, strategy.top_k, strategy.top_p, strategy.min_p)
+    penalty = strategy.repetition_penalty if isinstance(strategy, Sample) else 1.0
+    return Sampling(strategy.temperature, strategy.top_k, strategy.top_p, strategy.min_p, penalty)
 
 
 def solve(

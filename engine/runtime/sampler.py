@@ -40,7 +40,7 @@ def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> Chosen:
 def distribution(logits: torch.Tensor, sampling: Sampling, contexts: Seq[Seq[int]]) -> torch.Tensor:
     """Scores [rows, vocabulary] after the filters of a way of sampling; -inf for what was filtered out."""
     if not sampling.reads_context:
-        return sampling.filters()(None, logits.float())
+        return sampling.filters()(None, logits.float())  # type: ignore[arg-type]
     longest = max(len(c) for c in contexts)
     # The penalty asks which tokens occur, not how often or where: filling up with the first one changes nothing.
     filled = [list(c) + [c[0]] * (longest - len(c)) for c in contexts]
