@@ -18,11 +18,12 @@ from engine.runtime.support import runner_for
 CPU = torch.device("cpu")
 VOCAB = 96
 NATIVE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-MODULES = tuple(
-    "arcee biogpt cohere cohere2 ernie4_5 exaone4 gemma gemma2 gemma3_text glm glm4 gpt2 gpt_neox gpt_oss granite "
-    "granitemoe helium hunyuan_v1_dense ministral mixtral nemotron olmo olmo2 olmo3 opt persimmon phi phi3 qwen3_moe "
-    "seed_oss stablelm starcoder2".split()
-)
+MODULES = (
+    "arcee", "biogpt", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
+    "gpt2", "gpt_neox", "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense", "ministral", "mixtral",
+    "nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen3_moe", "seed_oss", "stablelm",
+    "starcoder2",
+)  # fmt: skip
 _BASE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "head_dim": 16, "sliding_window": 5,
@@ -108,19 +109,19 @@ class Spy:
     """A runner that keeps the batches it is given."""
 
     def __init__(self, runner: Any) -> None:
-        self._runner = runner
+        self.inner = runner
         self.seen: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
+        return getattr(self.inner, name)
 
     def logits(self, batch: Any) -> Any:
         self.seen.append(batch)
-        return self._runner.logits(batch)
+        return self.inner.logits(batch)
 
     def exiting(self, batch: Any, *how: Any) -> Any:
         self.seen.append(batch)
-        return self._runner.exiting(batch, *how)
+        return self.inner.exiting(batch, *how)
 
 
 def quiet(tokens: int) -> None:

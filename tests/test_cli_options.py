@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from commands.options import OPTIONS, check, make_spec, takes_spec
 from commands.output import exit_code, plain
-from spec.choices import Attention, Checker, Dtype, PromptStyle
+from spec.choices import Attention, Batching, Caching, Checker, Dtype, PromptStyle
 from spec.errors import (
     Cancelled,
     DoesNotFitError,
@@ -58,6 +58,7 @@ def test_the_example_of_the_manual():
     assert spec == RunSpec(
         "lab-s",
         precision=Precision("bf16"),
+        runtime=Runtime(backend="transformers"),
         strategy=Majority(n=8, temperature=0.8),
         task=TaskSpec(limit=100, max_new_tokens=64, prompt_template="Q: {question}\nA:"),
     )
@@ -75,8 +76,11 @@ specs = st.builds(
         Runtime,
         device=st.sampled_from(["auto", "cpu", "cuda:1"]),
         batch_size=st.integers(1, 65536),
-        attention=st.sampled_from(Attention),
-    ),
+        batching=st.sampled_from(Batching),
+        caching=st.sampled_from(Caching),
+        chunk=st.integers(16, 10**6),
+    )
+    | st.builds(Runtime, backend=st.just("transformers"), attention=st.sampled_from(Attention)),
     strategy=st.one_of(
         st.just(Greedy()),
         st.builds(Sample, temperature=st.floats(0.01, 5), top_k=st.integers(0, 10**6), top_p=st.floats(0.01, 1)),
@@ -237,9 +241,9 @@ def test_options_with_one_legal_value_are_taken_but_not_offered(capsys):
     with pytest.raises(SystemExit):
         cli_help()
     shown = capsys.readouterr().out
-    assert "--attention" in shown
-    assert not any(f"--{name}" in shown for name in ("kv-cache", "backend", "batching"))
-    assert read("--model", "lab-s", "--kv-cache", "auto", "--backend", "transformers") == RunSpec("lab-s")
+    assert all(f"--{name}" in shown for name in ("attention", "backend", "batching", "caching", "chunk"))
+    assert "--kv-cache" not in shown
+    assert read("--model", "lab-s", "--kv-cache", "auto") == RunSpec("lab-s")
 
 
 def test_the_limit_says_what_it_counts(capsys):

@@ -7,8 +7,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from engine import asking
+from engine.backends.transformers import TransformersBackend
 from engine.models import ModelHost
 from engine.run import execute
+from kernels.native import build
 from spec.errors import Cancelled, DoesNotFitError, InputError, ModelError, SpecError
 from spec.measures import MEASURES
 from spec.results import Answered, Origin, Phase, Progress, RunResult
@@ -26,9 +28,9 @@ def folders(tmp_path_factory):
     return {"model": make_model(root / "model"), "prm": make_prm(root / "prm"), "gpt2": make_model(root / "g", "gpt2")}
 
 
-def spec_of(folders, strategy="greedy", batch_size=4, model="model", **more):
+def spec_of(folders, strategy="greedy", batch_size=4, model="model", backend="isoquant", **more):
     text = strategy.replace("PRM", str(folders["prm"]))
-    runtime = Runtime(batch_size=batch_size, device="cpu")
+    runtime = Runtime(backend=backend, batch_size=batch_size, device="cpu")
     return RunSpec(str(folders[model]), strategy=parse_strategy(text), runtime=runtime, **more)
 
 
@@ -41,8 +43,10 @@ def run(spec, task=None, **more):
 
 
 def essence(answer):
-    """An answer without its times."""
-    return replace(answer, latency_s=None, ttft_s=None)
+    """An answer without its times and without what its work cost: that depends on what was found computed."""
+    costs = dict.fromkeys(("tokens_prompt", "tokens_cached", "tokens_verifier"), 0)
+    flops = dict.fromkeys(("flops_total", "flops_no_reuse"))
+    return replace(answer, latency_s=None, ttft_s=None, **costs, **flops)
 
 
 STRATEGIES = [
@@ -54,9 +58,13 @@ STRATEGIES = [
 ]
 
 
+BACKENDS = ["isoquant", "transformers"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_measure_is_a_value_or_has_a_reason(folders, strategy):
-    result, answers, events = run(spec_of(folders, strategy))
+def test_every_measure_is_a_value_or_has_a_reason(folders, strategy, backend):
+    result, answers, events = run(spec_of(folders, strategy, backend=backend))
     assert set(result.measures) == set(MEASURES)
     for name, value in result.measures.items():
         assert value is not None or len(result.reasons[name]) > 10, name
@@ -65,8 +73,15 @@ def test_every_measure_is_a_value_or_has_a_reason(folders, strategy):
     assert m["n_problems"] == len(answers) == 6
     assert all(len(a.candidates) == n for a in answers.values())
     assert m["tokens_generated"] == sum(c.tokens for a in answers.values() for c in a.candidates)
-    assert m["tokens_prompt"] == sum(n * len(f"{a.question}\nAnswer:") for a in answers.values())
-    assert m["flops_total"] == m["flops_no_reuse"] > m["flops_generated"] > 0
+    prompts = sum(n * len(f"{a.question}\nAnswer:") for a in answers.values())
+    assert m["tokens_prompt"] + m["tokens_cached"] == prompts
+    assert m["flops_no_reuse"] >= m["flops_total"] > m["flops_generated"] > 0
+    if backend == "transformers":
+        assert m["tokens_cached"] == 0
+        assert m["flops_no_reuse"] == m["flops_total"]
+    elif n > 1:
+        assert m["tokens_prompt"] <= prompts / n
+        assert m["flops_no_reuse"] > m["flops_total"]
     assert (m["tokens_verifier"] > 0) == ("PRM" in strategy)
     assert m["n_correct"] == sum(a.correct for a in answers.values())
     assert m["kv_bytes_peak"] > 0
@@ -93,8 +108,9 @@ def test_an_answer_is_complete(folders):
 @pytest.mark.parametrize(
     ("strategy", "model"), [(STRATEGIES[2], "model"), (STRATEGIES[2], "gpt2"), (STRATEGIES[3], "model")]
 )
-def test_a_seed_gives_the_same_answers_at_any_batch_size(folders, strategy, model):
-    runs = [run(spec_of(folders, strategy, size, model), LetterTask(3))[1] for size in (1, 3, 8)]
+def test_a_seed_gives_the_same_answers_at_any_batch_size_on_both_back_ends(folders, strategy, model):
+    kinds = [*itertools.product((1, 3, 8), ["isoquant"]), (8, "transformers")]
+    runs = [run(spec_of(folders, strategy, size, model, backend), LetterTask(3))[1] for size, backend in kinds]
     first = {k: essence(a) for k, a in runs[0].items()}
     for other in runs[1:]:
         for key, answer in other.items():
@@ -134,7 +150,7 @@ def test_a_resumed_run_gives_the_answers_of_an_unbroken_one(folders, stop_after)
     together = {(a.repeat, a.problem_id): a for a in kept} | rest
     assert len(kept) + len(rest) == 12
     assert {k: essence(a) for k, a in together.items()} == {k: essence(a) for k, a in whole.items()}
-    for name in ("accuracy", "n_problems", "n_correct", "tokens_generated", "flops_total", "pass_at_n"):
+    for name in ("accuracy", "n_problems", "n_correct", "tokens_generated", "flops_generated", "pass_at_n"):
         assert result.measures[name] == pytest.approx(whole_result.measures[name])
     assert any("resumed" in note for note in result.notes)
     first = next(e for e in events if isinstance(e, Progress))
@@ -315,26 +331,41 @@ def test_random_weights_have_speed_but_no_accuracy(folders, monkeypatch):
         assert all(c.correct is None for c in a.candidates)
 
 
+def read(result):
+    """Tokens of the prompts, whether they were computed or found."""
+    return result.measures["tokens_prompt"] + result.measures["tokens_cached"]
+
+
 def test_few_shot_and_chat_prompts(folders, tmp_path):
     few = spec_of(folders, task=TaskSpec(prompt_style="few-shot", shots=2))
     zero_result, _, _ = run(spec_of(folders))
     few_result, _, _ = run(few)
-    assert few_result.measures["tokens_prompt"] - zero_result.measures["tokens_prompt"] == 6 * 2 * len("Example: yes\n")
+    assert read(few_result) - read(zero_result) == 6 * 2 * len("Example: yes\n")
     chat = replace(few, model=str(make_model(tmp_path / "chat", chat=True)), task=TaskSpec(prompt_style="chat"))
     chat_result, _, _ = run(chat)
     extra = len("[user] \n[assistant]")
-    assert chat_result.measures["tokens_prompt"] - zero_result.measures["tokens_prompt"] == 6 * extra
+    assert read(chat_result) - read(zero_result) == 6 * extra
     with pytest.raises(SpecError, match="chat template"):
         run(replace(chat, model=few.model))
 
 
-def test_what_ran_is_recorded(folders):
-    result, _, events = run(spec_of(folders, "weighted:n=2,reward=PRM"))
+@pytest.mark.parametrize(
+    ("backend", "model", "attention"),
+    [
+        ("isoquant", "model", "paged, native forward"),
+        ("isoquant", "gpt2", "paged, native kernel"),
+        ("transformers", "model", "sdpa"),
+    ],
+)
+def test_what_ran_is_recorded(folders, backend, model, attention):
+    if backend == "isoquant" and build.reason() is not None:
+        attention = "paged, gathered"
+    result, _, events = run(spec_of(folders, "weighted:n=2,reward=PRM", model=model, backend=backend))
     env = result.environment
     (origin,) = (e for e in events if isinstance(e, Origin))
     assert asdict(origin) == {name: env[name] for name in asdict(origin)}
     assert env["device"] == "cpu"
-    assert env["attention"] == "sdpa"
+    assert env["attention"] == attention
     assert env["dtype"] == "fp32"
     assert env["task_hash"] == LetterTask().content_hash()
     assert env["prompt_example"] == "Question 0\nAnswer:"
@@ -397,8 +428,8 @@ def test_unknown_names_are_spec_errors(folders):
 
 def test_the_warm_up_is_not_measured(folders, monkeypatch):
     calls = []
-    monkeypatch.setattr(asking.TransformersBackend, "extend", record(asking.TransformersBackend.extend, calls))
-    result, _, _ = run(spec_of(folders, batch_size=4))
+    monkeypatch.setattr(TransformersBackend, "_extend", record(TransformersBackend._extend, calls))
+    result, _, _ = run(spec_of(folders, batch_size=4, backend="transformers"))
     assert [len(rows) for rows in calls] == [4, 4, 2]
     assert max(r.limit for r in calls[0]) == asking.WARM_UP_TOKENS
     assert result.measures["tokens_generated"] <= 6 * 12

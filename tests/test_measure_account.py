@@ -121,7 +121,8 @@ LAYOUTS = {
 
 
 EVERY = [(search, layout) for search in SEARCHES for layout in ("prefix", "few blocks")]
-EVERY += [(s, layout) for s in ("greedy", "rebase", "replay") for layout in ("sequence", "off", "static", "small pieces")]
+EVERY += [(search, layout) for search in ("greedy", "rebase", "replay") for layout in list(LAYOUTS)[1:4]]
+EVERY += [(search, "small pieces") for search in ("majority", "beam", "replay")]
 
 
 @pytest.mark.parametrize(("search", "layout"), EVERY)

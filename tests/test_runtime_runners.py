@@ -47,7 +47,7 @@ def test_greedy_text_is_that_of_generate(architecture, expected):
     try:
         forward = architecture in NATIVE
         assert made.runner.name == ("paged, native forward" if forward else "paged, native kernel")
-        assert type(made.runner).__name__ == ("NativeRunner" if forward else "ModuleRunner")
+        assert type(made.runner.inner).__name__ == ("NativeRunner" if forward else "ModuleRunner")
         found = drain(made, rows())
     finally:
         made.close()
@@ -123,7 +123,7 @@ def test_half_precision_is_as_near_to_full_precision_as_transformers_is(architec
 def test_a_model_with_an_attention_of_its_own_is_refused_and_left_as_it_was(architecture):
     model = causal(architecture, attention="eager")
     before = plain(model, text(20))
-    with pytest.raises(Unsupported, match="AttentionInterface|does not run over"):
+    with pytest.raises(Unsupported, match=r"AttentionInterface|does not run over"):
         runner_for(model, CPU)
     assert torch.equal(plain(model, text(20)), before)
     assert model.config._attn_implementation == "eager"

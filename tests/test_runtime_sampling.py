@@ -32,8 +32,11 @@ KINDS = [
 PROMPTS = (text(40), text(40), text(40), text(5), text(17), text(40, 1))
 
 
-def drawn(sampling=Sampling(0.9, top_k=40, top_p=0.95), limit=20):
-    return [row(p, limit, (i,), sampling=sampling, key=stream_key(0, 0, "p", i)) for i, p in enumerate(PROMPTS)]
+NUCLEUS = Sampling(0.9, top_k=40, top_p=0.95)
+
+
+def drawn():
+    return [row(p, 20, (i,), sampling=NUCLEUS, key=stream_key(0, 0, "p", i)) for i, p in enumerate(PROMPTS)]
 
 
 WAYS = {

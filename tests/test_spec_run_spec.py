@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec.choices import Aggregate, Attention, Checker, Dtype, PromptStyle
+from spec.choices import Aggregate, Attention, Backend, Batching, Caching, Checker, Dtype, PromptStyle
 from spec.errors import SpecError
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import STRATEGIES, BestOfN, Greedy, Majority, Sample, Weighted, parse_strategy, strategy_from_dict
@@ -30,11 +30,28 @@ any_strategy = st.one_of(
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40).filter(
     lambda s: s.strip()
 )
+any_runtime = st.one_of(
+    st.builds(
+        Runtime,
+        batch_size=st.integers(1, 65536),
+        batching=st.sampled_from(Batching),
+        caching=st.sampled_from(Caching),
+        chunk=st.integers(16, 10**6),
+    ),
+    st.builds(
+        Runtime,
+        backend=st.just(Backend.TRANSFORMERS),
+        batch_size=st.integers(1, 65536),
+        batching=st.sampled_from([Batching.AUTO, Batching.STATIC]),
+        caching=st.sampled_from([Caching.AUTO, Caching.SEQUENCE, Caching.OFF]),
+        attention=st.sampled_from(Attention),
+    ),
+)
 any_spec = st.builds(
     RunSpec,
     model=words,
     precision=st.builds(Precision, weights=st.sampled_from(Dtype)),
-    runtime=st.builds(Runtime, batch_size=st.integers(1, 65536), attention=st.sampled_from(Attention)),
+    runtime=any_runtime,
     strategy=any_strategy,
     task=st.builds(
         TaskSpec,
@@ -68,7 +85,34 @@ def test_keys_are_equal_exactly_when_specs_are(a, b):
 
 def test_the_key_is_the_same_on_every_machine_and_version():
     """Stored keys must keep finding their runs: when this fails, raise KEY_VERSION only with a migration."""
-    assert RunSpec("lab-s").key() == "ef73c4fedf921bfe"
+    assert RunSpec("lab-s").key() == "90426305d1b7059c"
+    baseline = Runtime(backend="transformers", batching="static")  # what a run was before there was a choice
+    assert RunSpec("lab-s", runtime=baseline).key() == "ef73c4fedf921bfe"
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"attention": "sdpa"}, "runtime.attention"),
+        ({"backend": "transformers", "batching": "continuous"}, "runtime.batching"),
+        ({"backend": "transformers", "caching": "prefix"}, "runtime.caching"),
+        ({"chunk": 15}, "runtime.chunk"),
+        ({"batching": "continous"}, "runtime.batching"),
+        ({"caching": "none"}, "runtime.caching"),
+    ],
+)
+def test_what_a_back_end_cannot_do_is_refused(values, field):
+    with pytest.raises(SpecError) as caught:
+        Runtime(**values)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("strategy", ["speculative:draft=x", "lookup", "early-exit"])
+def test_a_strategy_that_reaches_into_the_forward_pass_needs_our_own_runtime(strategy):
+    RunSpec("m", strategy=parse_strategy(strategy))
+    with pytest.raises(SpecError, match="isoquant back end") as caught:
+        RunSpec("m", runtime=Runtime(backend="transformers"), strategy=parse_strategy(strategy))
+    assert caught.value.field == "runtime.backend"
 
 
 def test_minus_zero_is_zero_in_the_key():
