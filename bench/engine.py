@@ -60,10 +60,12 @@ def main() -> None:
     chosen = parser.parse_args()
     tries = 1 if chosen.quick else chosen.tries
     report = Report("engine", GOALS, quick=chosen.quick, threads=torch.get_num_threads(), tries=tries)
-    for name in chosen.only or list(CASES):
-        for figure in CASES[name](chosen.quick, tries):
-            report.add(figure)
-    report.close(as_json=chosen.json)
+    try:
+        for name in chosen.only or list(CASES):
+            for figure in CASES[name](chosen.quick, tries):
+                report.add(figure)
+    finally:  # what was measured until it was interrupted is kept
+        report.close(as_json=chosen.json)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def run(folders, strategy, task=None, model="model", **runtime):
     )
     answers = []
     keep = lambda e: answers.append(e.answer) if isinstance(e, Answered) else None  # noqa: E731
-    result = execute(spec, keep, host=HOST, task=task or LetterTask(4))
+    result = execute(spec, keep, host=HOST, task=task or LetterTask(2))
     return result, {a.problem_id: a for a in answers}
 
 
@@ -221,7 +221,7 @@ def test_every_strategy_runs_from_beginning_to_end(folders, strategy):
         pytest.skip(build.reason())
     result, answers = run(folders, EVERY[strategy])
     m = result.measures
-    assert len(answers) == m["n_problems"] == 4
+    assert len(answers) == m["n_problems"] == 2
     assert m["n_failed"] == 0
     assert m["flops_no_reuse"] >= m["flops_total"] > 0
     assert m["tokens_generated"] > 0
@@ -243,7 +243,7 @@ def test_every_strategy_runs_from_beginning_to_end(folders, strategy):
     [{"batching": "static"}, {"caching": "sequence"}, {"caching": "off"}, {"chunk": 16}, {"backend": "transformers"}],
 )
 def test_the_answers_do_not_depend_on_how_the_work_is_laid_out(folders, runtime):
-    expected, found = (run(folders, "majority:n=3,temperature=1.2", **how) for how in ({}, runtime))
+    expected, found = (run(folders, "majority:n=3,temperature=1.2", LetterTask(4), **how) for how in ({}, runtime))
     for name, answer in expected[1].items():
         assert [c.text for c in answer.candidates] == [c.text for c in found[1][name].candidates]
     cost = found[0].measures["flops_total"], expected[0].measures["flops_total"]

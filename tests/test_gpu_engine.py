@@ -19,11 +19,14 @@ pytestmark = [
 ]
 
 
-def run(model, device, *, dtype=Dtype.FP32, strategy=None, batch=4, attention=Attention.AUTO):
+BACKENDS = ["isoquant", "transformers"]
+
+
+def run(model, device, *, dtype=Dtype.FP32, strategy=None, batch=4, attention=Attention.AUTO, backend="isoquant"):
     spec = RunSpec(
         str(model),
         Precision(dtype),
-        Runtime(device=device, batch_size=batch, attention=attention),
+        Runtime(backend=backend, device=device, batch_size=batch, attention=attention),
         strategy or Greedy(),
         TaskSpec("lab-words"),
     )
@@ -41,22 +44,26 @@ def exact_matmul():
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_greedy_texts_equal_the_cpus_in_fp32(tmp_path, architecture):
+def test_greedy_texts_equal_the_cpus_in_fp32(tmp_path, architecture, backend):
     model = make_model(tmp_path / "m", architecture)
-    assert run(model, "cuda")[1] == run(model, "cpu")[1]
+    assert run(model, "cuda", backend=backend)[1] == run(model, "cpu")[1]
 
 
-def test_samples_equal_the_cpus_in_fp32(tmp_path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_equal_the_cpus_in_fp32(tmp_path, backend):
     model = make_model(tmp_path / "m")
     strategy = Majority(n=4)
-    assert run(model, "cuda", strategy=strategy)[1] == run(model, "cpu", strategy=strategy, batch=7)[1]
+    found = run(model, "cuda", strategy=strategy, backend=backend)[1]
+    assert found == run(model, "cpu", strategy=strategy, batch=7)[1]
 
 
 @pytest.mark.parametrize("dtype", [Dtype.BF16, Dtype.FP16])
-@pytest.mark.parametrize("attention", [Attention.EAGER, Attention.SDPA])
+@pytest.mark.parametrize("attention", [Attention.AUTO, Attention.EAGER, Attention.SDPA])
 def test_half_precision_runs_and_is_measured(tmp_path, dtype, attention):
-    result, texts = run(make_model(tmp_path / "m"), "cuda", dtype=dtype, attention=attention)
+    backend = BACKENDS[attention is not Attention.AUTO]
+    result, texts = run(make_model(tmp_path / "m"), "cuda", dtype=dtype, attention=attention, backend=backend)
     assert len(texts) == LetterTask().n
     assert result.measures["peak_memory_bytes"] > 0
     assert result.measures["throughput_tok_s"] > 0

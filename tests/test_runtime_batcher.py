@@ -79,7 +79,7 @@ def check(asked_for, grown):
     assert list(grown.token_s) == sorted(grown.token_s)
 
 
-@settings(max_examples=120)
+@settings(max_examples=50)
 @given(
     st.lists(asked(), min_size=1, max_size=9),
     st.lists(asked(), max_size=4),

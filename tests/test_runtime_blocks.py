@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.runtime.blocks import BLOCK, BlockPool, OutOfBlocks
+from engine.runtime.blocks import BLOCK, WORTH, BlockPool, OutOfBlocks
 
 WORDS = st.integers(0, 1)
 LETTERS = st.lists(WORDS, min_size=1, max_size=4).map(lambda words: [w for w in words for _ in range(7)])
@@ -48,9 +48,10 @@ class Pool(RuleBasedStateMachine):
     def find(self, data, tokens, extra, take_over):
         tokens = [*tokens, *extra]
         limit = data.draw(st.integers(0, len(tokens)))
-        known = [common(text, tokens[:limit]) for _, text in paths(self.pool)]
+        known = max((common(text, tokens[:limit]) for _, text in paths(self.pool)), default=0)
         table, found = self.pool.find(tokens, limit, take_over)
-        assert found == max(known, default=0), "the longest known beginning"
+        worth = known % BLOCK >= WORTH or known == limit
+        assert found == (known if worth else known - known % BLOCK), "the longest known beginning"
         assert len(table.blocks) == -(-found // BLOCK)
         held = Held(table, tokens[:found], found)
         self.check_content(held)
@@ -236,6 +237,20 @@ def test_the_longest_unused_goes_first_and_an_end_before_its_beginning():
         pool.release(grown(pool, tokens)[0], tokens, 32)
     grown(pool, [3] * 16)
     assert [pool.find(t, 32)[1] for t in (old, new)] == [16, 32]
+
+
+def test_a_block_given_up_in_a_step_may_take_the_next_copy_of_that_step():
+    """What stood in it is copied first: the order of the copies is part of the answer."""
+    pool, texts = BlockPool(3), ([1] * 8, [2] * 8)
+    for tokens in texts:
+        pool.release(grown(pool, tokens)[0], tokens, 8)
+    copies = []
+    first, second = (pool.find(tokens, 8, take_over=False)[0] for tokens in texts)
+    (a,), (b,) = first.blocks, second.blocks
+    pool.grow(first, 8, 9, copies)
+    pool.grow(second, 8, 9, copies)
+    assert copies == [(a, first.blocks[0]), (b, a)]
+    assert second.blocks == [a]
 
 
 def test_running_out_takes_nothing_from_the_others():

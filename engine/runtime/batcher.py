@@ -105,11 +105,11 @@ class Batcher:
         return bool(self._running or self._waiting)
 
     def submit(self, rows: Iterable[Row]) -> None:
-        """Take rows over; neighbours with equal contexts become one group."""
+        """Take rows over; neighbours with equal contexts become one group, where prefixes are shared."""
         for _, same in itertools.groupby(rows, key=lambda r: r.context):
             group: list[Row] = []
             for row in same:
-                if row.peek or row.replay or not self._plan.kv_cache:
+                if row.peek or row.replay or not self.pool.shares:
                     self._wait(_Group([row]))
                 else:
                     group.append(row)

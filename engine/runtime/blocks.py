@@ -48,7 +48,7 @@ Copies = list[tuple[int, int]]
 
 
 class BlockPool:
-    """Blocks 0 .. count - 1.
+    """Blocks 0 .. count - 1. ``shares``: whether prefixes are found again.
 
     ``in_use`` counts those that some sequence holds, ``peak`` the most there were. Methods that hand out blocks raise
     OutOfBlocks; what the table got until then it keeps.
@@ -58,7 +58,7 @@ class BlockPool:
         self.count = count
         self.in_use = 0
         self.peak = 0
-        self._share_prefixes = share
+        self.shares = share
         self._free = list(range(count - 1, -1, -1))
         self._refs = [0] * count
         self._root = _Entry(-1, None, ())
@@ -93,7 +93,7 @@ class BlockPool:
         an open end that nobody else holds goes on where it is, so that others do not find it any more.
         """
         table = Table()
-        if not self._share_prefixes:
+        if not self.shares:
             return table, 0
         at, length = self._root, 0
         while length + BLOCK <= limit:
@@ -141,7 +141,7 @@ class BlockPool:
 
         Where others computed the same before, their block takes the place of the table's own; True if any did.
         """
-        if not self._share_prefixes:
+        if not self.shares:
             return False
         swapped = False
         while (done := len(table.entries)) < length // BLOCK:
@@ -182,7 +182,7 @@ class BlockPool:
     def _leave_open(self, table: Table, tokens: Sequence[int], length: int) -> None:
         done = length // BLOCK
         rest = tuple(tokens[done * BLOCK : length])
-        if not self._share_prefixes or not rest or len(table.entries) != done:
+        if not self.shares or not rest or len(table.entries) != done:
             return
         block = table.blocks[done]
         parent = table.entries[-1] if table.entries else self._root
