@@ -77,6 +77,8 @@ static void tile(const float* x, int ldx, const T* w, int k, float* y, int ldy, 
         for (int j = 0; j < PANEL; j++) acc[r][j] = (vec){};
     for (int i = 0; i < k; i++, w += NR) {
         vec b[PANEL];
+        // One row is bound by memory: ask for the panel well before it is needed.
+        if (R == 1) __builtin_prefetch((const char*)w + 2048);
 #pragma GCC unroll 4
         for (int j = 0; j < PANEL; j++) b[j] = load(w + j * W);
 #pragma GCC unroll 8
