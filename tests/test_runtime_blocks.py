@@ -122,7 +122,8 @@ class Pool(RuleBasedStateMachine):
     @rule(data=st.data())
     def trim(self, data):
         held = self.pick(data)
-        held.computed = data.draw(st.integers(0, held.computed))
+        at_borders = st.sampled_from(range(0, held.computed + 1, BLOCK))
+        held.computed = data.draw(st.integers(0, held.computed) | at_borders)
         self.pool.trim(held.table, held.computed)
         del held.tokens[held.computed :]
 
@@ -237,6 +238,22 @@ def test_the_longest_unused_goes_first_and_an_end_before_its_beginning():
         pool.release(grown(pool, tokens)[0], tokens, 32)
     grown(pool, [3] * 16)
     assert [pool.find(t, 32)[1] for t in (old, new)] == [16, 32]
+
+
+def test_an_open_end_goes_on_where_it_is_unless_somebody_else_may_want_it():
+    pool, tokens = BlockPool(3), [1] * 20
+    pool.release(grown(pool, tokens)[0], tokens, 20)
+    copies = []
+    kept, _ = pool.find(tokens, 20, take_over=False)
+    assert pool.is_findable(kept.blocks[1])
+    pool.release(kept)
+    taken, length = pool.find(tokens, 20)
+    assert not pool.is_findable(taken.blocks[1])
+    pool.grow(taken, length, 21, copies)
+    assert copies == []
+    other, length = pool.find(tokens, 20)
+    assert length == 16, "what goes on is found no more"
+    pool.release(other)
 
 
 def test_a_block_given_up_in_a_step_may_take_the_next_copy_of_that_step():
