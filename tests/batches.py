@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.backends.rows import Grown, Row
 from engine.backends.stopping import Endings
 from engine.runtime.batcher import Batcher, Plan
-from engine.runtime.blocks import BlockPool
+from engine.runtime.blocks import BLOCK, BlockPool
 from engine.runtime.support import runner_for
 
 CPU = torch.device("cpu")
@@ -97,31 +97,41 @@ def batcher(
     tokenizer: Any = None,
 ) -> Batcher:
     """A batcher over a model; ``close`` gives the model back, ``seen`` holds the batches that were run."""
-    runner = Spy(runner_for(model, CPU, native))
-    runner.allocate(blocks)
     pool = BlockPool(blocks, share=share and kv_cache)
+    runner = Spy(runner_for(model, CPU, native), pool)
+    runner.allocate(blocks)
     made = Batcher(runner, pool, Endings(tokenizer or Words()), Plan(batch_size, budget, static, kv_cache), drafter)
     made.close, made.runner, made.seen = runner.close, runner, runner.seen
     return made
 
 
 class Spy:
-    """A runner that keeps the batches it is given."""
+    """A runner that keeps the batches it is given; each may write only to blocks that one sequence has for itself."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, pool: BlockPool | None = None) -> None:
         self.inner = runner
         self.seen: list[Any] = []
+        self._pool = pool
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def logits(self, batch: Any) -> Any:
-        self.seen.append(batch)
+        self._note(batch)
         return self.inner.logits(batch)
 
     def exiting(self, batch: Any, *how: Any) -> Any:
-        self.seen.append(batch)
+        self._note(batch)
         return self.inner.exiting(batch, *how)
+
+    def _note(self, batch: Any) -> None:
+        self.seen.append(batch)
+        places = list(zip(batch.slots.tolist(), batch.positions.tolist(), strict=True))
+        assert len(set(places)) == batch.m
+        if self._pool is not None:
+            for block in {int(batch.tables[slot, at // BLOCK]) for slot, at in places}:
+                assert self._pool.refs(block) == 1
+                assert not self._pool.is_findable(block)
 
 
 def quiet(tokens: int) -> None:
@@ -142,7 +152,7 @@ def drain(
         found.update(made.step(on_step))
     assert not made.busy, "it does not come to an end"
     assert made.pool.in_use == 0, "blocks are still held"
-    assert len(made._places._free) == made._plan.batch_size
+    assert made._open == made._plan.batch_size, "a place is lost"
     return [found[r] for r in (*rows, *later)]
 
 

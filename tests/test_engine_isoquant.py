@@ -65,6 +65,8 @@ def test_each_model_continues_its_own_rows(loaded):
     rows = [row(context, 10, (i,), model=name) for i, name in enumerate((None, "small", "other", "again", "small"))]
     expected = [alone(models[r.model], context, 10) for r in rows]
     backend = opened(models)
+    if build.reason() is None:
+        assert backend.attention == "paged, native forward + paged, native kernel"
     found = drained(backend, rows)
     backend.close()
     assert [g.extension.ids for g in found] == expected

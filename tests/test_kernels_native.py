@@ -148,6 +148,8 @@ def test_a_row_of_attention_is_the_same_to_the_bit_in_any_batch(dtype, threads, 
 def test_store_rounds_as_torch_does_and_writes_nowhere_else(dtype):
     case, g = Case(3, dtype, 3, 1, 10), torch.Generator().manual_seed(0)
     k, v = (torch.randn(len(case.slots), 3, 10, generator=g) * 100 for _ in range(2))
+    bits = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}[dtype]
+    k[0, 0, :4] = torch.tensor([1 + 2.0 ** -(bits + 1), 1 + 3 * 2.0 ** -(bits + 1), 1e-30, -1e-6])  # ties, and tiny
     expected = KvCache(case.cache.shapes, case.cache.count, dtype, CPU)
     for mine, theirs in ((expected.keys, case.cache.keys), (expected.values, case.cache.values)):
         mine[0].copy_(theirs[0])

@@ -122,6 +122,13 @@ def test_greedy_text_is_the_targets_own_with_guesses_from_the_text(how):
     assert how.get("kv_cache", True) == any(g.drafted for g in found)
 
 
+def test_nothing_is_guessed_before_a_context_is_read():
+    """Its last token may be left alone for a pass, as here; the rows that share it wait for that pass's scores."""
+    rows = [row(text(41), 12, draft=Draft("d", 3)) for _ in range(3)]
+    found = drain(batcher(TARGET, drafter=drafter_of(near(0.01)), budget=8), rows)
+    assert ids(found) == [written(text(41), 12)] * 3
+
+
 def test_a_draft_model_without_room_guesses_nothing():
     found = drain(batcher(TARGET, drafter=drafter_of(near(0.0), blocks=3)), drafted())
     assert ids(found) == [written(r.context, 16) for r in drafted()]

@@ -114,8 +114,8 @@ class IsoquantBackend:
 
     @property
     def attention(self) -> str:
-        """What computes, for the record."""
-        return self._runners[-1].name if self._layout.drafts is None else " + ".join(r.name for r in self._runners)
+        """What computes, for the record: of several models each way once."""
+        return " + ".join(dict.fromkeys(r.name for r in self._runners))
 
     @property
     def kv_bytes_peak(self) -> int | None:
