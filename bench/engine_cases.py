@@ -11,8 +11,8 @@ from bench.record import Figure
 from bench.sides import HOST, drive, equal, in_turns, model, ours, prompts, rows, theirs
 from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.run import execute
-from engine.runtime.batcher import Plan
 from engine.runtime.blocks import BLOCK
+from engine.runtime.plan import Plan
 from engine.sampling import Sampling
 from spec.choices import Dtype
 from spec.run_spec import Precision, RunSpec, TaskSpec

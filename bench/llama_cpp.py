@@ -22,6 +22,7 @@ from bench.sides import drive, in_turns, model, ours, prompts, rows
 NAME = "lab-m"
 LIMIT = 160
 CONTEXT = 512
+ROOM = 512  # tokens in a step, as ours
 
 
 def figures(quick: bool, tries: int) -> Sequence[Figure]:
@@ -69,62 +70,62 @@ class LlamaCpp:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         wanted = llama_cpp.llama_context_default_params()
         wanted.n_ctx, wanted.n_seq_max = CONTEXT * batch_size, batch_size
-        wanted.n_batch = wanted.n_ubatch = 512
+        wanted.n_batch = wanted.n_ubatch = ROOM
         wanted.n_threads = wanted.n_threads_batch = torch.get_num_threads()
         wanted.type_k = wanted.type_v = 0  # fp32, as ours
         self._context = llama_cpp.llama_init_from_model(self._model, wanted)
-        self._batch = llama_cpp.llama_batch_init(512, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(ROOM, 0, 1)
+        # Filled and read as arrays: element by element, Python would take a good part of llama.cpp's time.
+        names = ("token", "pos", "n_seq_id", "logits")
+        self._fields = [np.ctypeslib.as_array(getattr(self._batch, name), shape=(ROOM,)) for name in names]
+        self._fields[2][:] = 1
+        self._places = [self._batch.seq_id[i] for i in range(ROOM)]
         self._size = batch_size
         self._vocab = model(NAME).sizes.vocab
         self._ends = model(NAME).tokenizer.stop_ids
 
     def generate(self, contexts: Sequence[tuple[int, ...]], limit: int) -> list[tuple[int, ...]]:
         """Greedy texts of all contexts; a place that becomes free is filled at once."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        memory = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_clear(memory, True)
         found: list[list[int]] = [[] for _ in contexts]
         waiting, free = list(range(len(contexts)))[::-1], list(range(self._size))[::-1]
         running: dict[int, int] = {}  # place -> problem
         while waiting or running:
-            while waiting and free:
+            work = [(p, len(contexts[i]) + len(found[i]) - 1, found[i][-1:]) for p, i in running.items()]
+            left = ROOM - len(work)
+            while waiting and free and len(contexts[waiting[-1]]) <= left:  # prompts go with the step, whole
                 place, problem = free.pop(), waiting.pop()
                 running[place] = problem
-                token = self._step(
-                    [(place, at, t) for at, t in enumerate(contexts[problem])], [len(contexts[problem]) - 1]
-                )
-                found[problem] += token
-                self._finish(place, problem, found, limit, running, free)
-            if not running:
-                continue
-            places = list(running)
-            row = [(p, len(contexts[running[p]]) + len(found[running[p]]) - 1, found[running[p]][-1]) for p in places]
-            for place, token in zip(places, self._step(row, range(len(row))), strict=True):
-                found[running[place]].append(token)
-            for place in places:
-                self._finish(place, running[place], found, limit, running, free)
+                work.append((place, 0, list(contexts[problem])))
+                left -= len(contexts[problem])
+            for (place, _, _), token in zip(work, self._step(work), strict=True):
+                ids = found[running[place]]
+                ids.append(token)
+                if token in self._ends or len(ids) >= limit:
+                    llama_cpp.llama_memory_seq_rm(memory, place, -1, -1)
+                    del running[place]
+                    free.append(place)
         return [tuple(ids) for ids in found]
 
-    def _finish(
-        self, place: int, problem: int, found: list[list[int]], limit: int, running: dict[int, int], free: list[int]
-    ) -> None:
-        if found[problem][-1] in self._ends or len(found[problem]) >= limit:
-            llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), place, -1, -1)
-            del running[place]
-            free.append(place)
-
-    def _step(self, some: Sequence[tuple[int, int, int]], wanted: Sequence[int]) -> list[int]:
-        """Process (place, position, token) and return the most likely next token behind each wanted one."""
-        batch, asked = self._batch, set(wanted)
-        batch.n_tokens = len(some)
-        for i, (place, position, token) in enumerate(some):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
-            batch.seq_id[i][0], batch.logits[i] = place, i in asked
-        if llama_cpp.llama_decode(self._context, batch):
+    def _step(self, work: Sequence[tuple[int, int, list[int]]]) -> list[int]:
+        """Process (place, first position, tokens) of some sequences; the most likely next token of each."""
+        token, position, _, wanted = self._fields
+        at = 0
+        for place, first, ids in work:
+            end = at + len(ids)
+            token[at:end] = ids
+            position[at:end] = range(first, first + len(ids))
+            wanted[at:end] = 0
+            wanted[end - 1] = 1
+            for i in range(at, end):
+                self._places[i][0] = place
+            at = end
+        self._batch.n_tokens = at
+        if llama_cpp.llama_decode(self._context, self._batch):
             raise RuntimeError("llama.cpp could not process a batch")
-        return [int(np.argmax(self._logits(i))) for i in wanted]
-
-    def _logits(self, index: int) -> np.ndarray:
-        address = llama_cpp.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(address, shape=(self._vocab,))
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(len(work), self._vocab))
+        return [int(t) for t in logits.argmax(-1)]
 
 
 @llama_cpp.llama_log_callback

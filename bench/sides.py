@@ -11,7 +11,7 @@ from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.backends.rows import Backend, Grown, Row
 from engine.backends.transformers import TransformersBackend
 from engine.models import LoadedModel, ModelHost
-from engine.runtime.batcher import Plan
+from engine.runtime.plan import Plan
 from engine.sampling import Sampling, stream_key
 from spec.choices import Dtype
 from spec.run_spec import Precision, RunSpec, TaskSpec
@@ -71,7 +71,7 @@ def drive(backend: Backend, some: Sequence[Row]) -> tuple[float, list[Grown]]:
 
 
 def in_turns(tries: int, *sides: Callable[[], float]) -> list[float]:
-    """The median seconds of each side, measured in turns after one unmeasured round."""
+    """The median seconds of each side, measured in turns."""
     taken: list[list[float]] = [[] for _ in sides]
     for _ in range(tries):
         for side, times in zip(sides, taken, strict=True):

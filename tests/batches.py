@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.backends.rows import Grown, Row
 from engine.backends.stopping import Endings
-from engine.runtime.batcher import Batcher, Plan
+from engine.runtime.batcher import Batcher
 from engine.runtime.blocks import BLOCK, BlockPool
+from engine.runtime.plan import Plan
 from engine.runtime.support import runner_for
 
 CPU = torch.device("cpu")
@@ -152,7 +153,7 @@ def drain(
         found.update(made.step(on_step))
     assert not made.busy, "it does not come to an end"
     assert made.pool.in_use == 0, "blocks are still held"
-    assert made._open == made._plan.batch_size, "a place is lost"
+    assert made.open == made._plan.batch_size, "a place is lost"
     return [found[r] for r in (*rows, *later)]
 
 

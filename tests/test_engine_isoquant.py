@@ -11,8 +11,8 @@ from engine.backends.transformers import TransformersBackend
 from engine.catalog import resolve
 from engine.models import ModelHost, load
 from engine.run import execute
-from engine.runtime.batcher import Plan
 from engine.runtime.blocks import BLOCK
+from engine.runtime.plan import Plan
 from kernels.native import build
 from spec.choices import Attention, Dtype
 from spec.errors import Cancelled, DoesNotFitError, SpecError

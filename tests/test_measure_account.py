@@ -16,8 +16,8 @@ from engine.measure.flops import ModelShape, exit_savings, model_shape, spans_fl
 from engine.models import load
 from engine.prompts import Prompt
 from engine.rewards import Scored
-from engine.runtime.batcher import Plan
 from engine.runtime.drafting import LookupDrafter
+from engine.runtime.plan import Plan
 from engine.sampling import Sampling
 from engine.scheduler import Scheduler
 from kernels.native import build

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decoding.requests import Draft, Exit
-from engine.runtime.batcher import NoRoom
-from engine.runtime.blocks import BLOCK
+from engine.runtime.blocks import BLOCK, NoRoom
 from engine.runtime.drafting import LookupDrafter
 from kernels.native import build
 from spec.errors import Cancelled

@@ -12,9 +12,9 @@ from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.catalog import resolve
 from engine.decoding.requests import Draft
 from engine.models import load
-from engine.runtime.batcher import Plan
 from engine.runtime.blocks import BlockPool
 from engine.runtime.drafting import LookupDrafter, ModelDrafter, room, verify
+from engine.runtime.plan import Plan
 from engine.runtime.sampler import distribution
 from engine.runtime.sequence import Sequence
 from engine.runtime.support import runner_for

@@ -9,9 +9,9 @@ from engine.catalog import resolve
 from engine.decoding.requests import Exit
 from engine.models import load
 from engine.runtime.batch import Batch
-from engine.runtime.batcher import Plan
 from engine.runtime.blocks import BLOCK
 from engine.runtime.native_runner import NativeRunner
+from engine.runtime.plan import Plan
 from kernels.native import build
 from spec.choices import Dtype
 from spec.errors import SpecError

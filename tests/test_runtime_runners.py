@@ -8,7 +8,7 @@ from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.catalog import resolve
 from engine.models import load
 from engine.runtime import module_runner, native_runner
-from engine.runtime.batcher import Plan
+from engine.runtime.plan import Plan
 from engine.runtime.support import Unsupported, runner_for
 from kernels.native import build
 from spec.choices import Dtype

@@ -9,8 +9,8 @@ from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.backends.rows import Backend
 from engine.backends.transformers import TransformersBackend
 from engine.rewards import PaddedJudge
-from engine.runtime.batcher import Plan
 from engine.runtime.judge import RuntimeJudge
+from engine.runtime.plan import Plan
 from engine.runtime.support import Unsupported
 from engine.scheduler import Judge
 from engine.setup import Setup

@@ -23,6 +23,10 @@ class OutOfBlocks(Exception):
     """No block is free and none can be evicted: all are in use."""
 
 
+class NoRoom(Exception):
+    """One sequence alone needs more blocks than there are."""
+
+
 class _Entry:
     """A findable block: ``tokens`` it holds (fewer than ``BLOCK``: an open one), under ``parent``."""
 

@@ -7,18 +7,23 @@ appendix A.1 there). Greedily a guess is taken over where it is the model's own 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from engine.measure.time import now
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK, BlockPool, Copies, OutOfBlocks, Table
 from engine.runtime.runner import Runner
 from engine.runtime.sampler import distribution
 from engine.runtime.sequence import Sequence
 from engine.sampling import draw, uniforms
+
+Ends = Callable[[Sequence], bool]
+"""Whether a sequence ends with its last token."""
 
 # Guesses and verdicts draw from streams of their own: the numbers of the text stay those of plain sampling.
 _GUESS, _VERDICT = 0x9E6C_63D0_876A_68DE, 0x5851_F42D_4C95_7F2D
@@ -75,6 +80,27 @@ def verify(sequence: Sequence, proposed: list[int], logits: torch.Tensor, belief
             rest = (p[i] - q).clamp_(min=0.0)
         return [*proposed[:i], _draw(rest.log(), sequence, start + i)]
     return [*proposed, _draw(scores[-1], sequence, start + len(proposed))]
+
+
+def take_over(sequence: Sequence, proposed: list[int], logits: torch.Tensor, drafter: Drafter, ends: Ends) -> int:
+    """Extend a sequence by what ``verify`` gives, up to the token that ``ends`` it; how many tokens that is."""
+    taken = verify(sequence, proposed, logits, drafter.beliefs(sequence))
+    sequence.passes += 1
+    sequence.drafted += len(proposed)
+    before = len(sequence.tokens)
+    for token in taken:
+        sequence.tokens.append(token)
+        sequence.token_s.append(now())
+        if ends(sequence):
+            break
+    written = len(sequence.tokens) - before
+    sequence.accepted += min(len(taken) - 1, written)
+    # The pass stored keys and values of the tokens it confirmed; those of the others were work as well.
+    processed = sequence.computed + len(proposed)
+    sequence.computed = len(sequence.tokens) - 1
+    if processed > sequence.computed:
+        sequence.spans.append((sequence.computed, processed))
+    return written
 
 
 def _draw(scores: torch.Tensor, sequence: Sequence, index: int) -> int:

@@ -17,20 +17,22 @@ from engine.runtime.sequence import Sequence
 class Steady:
     """A stretch that begins with ``sequences``, all writing and with blocks of their own for the next token.
 
-    ``left``: steps until one of them needs another block or reaches its limit.
+    ``batch``: the arrays of the next step. ``left``: steps until a sequence needs another block or reaches its limit.
     """
 
     def __init__(self, sequences: list[Sequence], places: Places) -> None:
         self.sequences = sequences
-        self.version = places.version
         first = places.column(sequences)
         # As wide as the tables are, for the positions grow.
-        self._batch = Batch(first.tokens, first.positions, first.slots, places.tables, first.wanted)
+        self.batch = Batch(first.tokens, first.positions, first.slots, places.tables, first.wanted)
         self.left = min(min(len(s.table.blocks) * BLOCK - s.computed, s.most - len(s.tokens)) for s in sequences)
+        self._places = places
+        self._version = places.version
 
-    def batch(self) -> Batch:
-        """The arrays of the next step."""
-        return self._batch
+    @property
+    def lasts(self) -> bool:
+        """Whether the next step belongs to it: nothing came or went, and there is room for another token."""
+        return self.left > 0 and self._version == self._places.version
 
     def harmless(self, tokens: list[int]) -> bool:
         """Whether tokens are known to end none of the sequences."""
@@ -41,10 +43,10 @@ class Steady:
         for sequence, token in zip(self.sequences, tokens, strict=True):
             sequence.tokens.append(token)
             sequence.token_s.append(at)
-        batch = self._batch
+        batch = self.batch
         self.left -= 1
         positions = batch.positions + np.int32(1)
-        self._batch = Batch(np.array(tokens, dtype=np.int32), positions, batch.slots, batch.tables, batch.wanted)
+        self.batch = Batch(np.array(tokens, dtype=np.int32), positions, batch.slots, batch.tables, batch.wanted)
 
     def settle(self) -> None:
         """The stretch is over: all but the last token of each sequence is computed."""
