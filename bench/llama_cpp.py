@@ -37,34 +37,44 @@ def figures(quick: bool, tries: int) -> Sequence[Figure]:
 
 
 def _figure(path: Path, name: str, batch_size: int, problems: int, tries: int) -> Figure:
+    """Against the faster of llama.cpp's two ways, which depends on the batch."""
     contexts = prompts(NAME, problems)
-    mine, peer = ours(NAME, batch_size), LlamaCpp(path, batch_size)
-    made: dict[str, list[tuple[int, ...]]] = {}
+    mine = ours(NAME, batch_size)
+    peers = {flash: LlamaCpp(path, batch_size, flash) for flash in (False, True)}
+    made: dict[object, list[tuple[int, ...]]] = {}
 
     def us() -> float:
         mine.forget()
         seconds, grown = drive(mine, rows(contexts, LIMIT))
         made["ours"] = [g.extension.ids for g in grown]
-        return seconds
+        return _each(seconds, made["ours"])
 
-    def them() -> float:
+    def them(flash: bool) -> float:
         started = time.perf_counter()
-        made["peer"] = peer.generate(contexts, LIMIT)
-        return time.perf_counter() - started
+        made[flash] = peers[flash].generate(contexts, LIMIT)
+        return _each(time.perf_counter() - started, made[flash])
 
-    us(), them()
-    a, b = in_turns(tries, us, them)
+    us(), them(False), them(True)
+    a, plain, fused = in_turns(tries, us, lambda: them(False), lambda: them(True))
     mine.close()
-    tokens = [sum(len(ids) for ids in made[side]) for side in ("ours", "peer")]
-    same = sum(x == y for x, y in zip(made["ours"], made["peer"], strict=True))
-    note = f"{same} of {problems} outputs equal"
-    return Figure(name, tokens[0] / a, tokens[1] / b, tokens[0] / a / (tokens[1] / b), "tokens/s", note)
+    b, flash = min((plain, False), (fused, True))
+    same = sum(x == y for x, y in zip(made["ours"], made[flash], strict=True))
+    how = "flash attention, fp16 cache" if flash else "no flash attention, fp32 cache"
+    return Figure(name, 1 / a, 1 / b, b / a, "tokens/s", f"{same} of {problems} outputs equal; llama.cpp with {how}")
+
+
+def _each(seconds: float, made: Sequence[Sequence[int]]) -> float:
+    """Seconds for a token."""
+    return seconds / sum(len(ids) for ids in made)
 
 
 class LlamaCpp:
-    """A llama.cpp context of ``batch_size`` sequences; its own continuous batching, as its server does it."""
+    """A llama.cpp context of ``batch_size`` sequences; its own continuous batching, as its server does it.
 
-    def __init__(self, path: Path, batch_size: int) -> None:
+    ``flash``: its fused attention, which wants the KV cache in fp16; the other way has it in fp32, as ours.
+    """
+
+    def __init__(self, path: Path, batch_size: int, flash: bool) -> None:
         llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
@@ -72,7 +82,7 @@ class LlamaCpp:
         wanted.n_ctx, wanted.n_seq_max = CONTEXT * batch_size, batch_size
         wanted.n_batch = wanted.n_ubatch = ROOM
         wanted.n_threads = wanted.n_threads_batch = torch.get_num_threads()
-        wanted.type_k = wanted.type_v = 0  # fp32, as ours
+        wanted.flash_attn_type = wanted.type_k = wanted.type_v = int(flash)  # types 0 and 1 are fp32 and fp16
         self._context = llama_cpp.llama_init_from_model(self._model, wanted)
         self._batch = llama_cpp.llama_batch_init(ROOM, 0, 1)
         # Filled and read as arrays: element by element, Python would take a good part of llama.cpp's time.

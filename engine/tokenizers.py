@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TokenizersBackend
 
 from spec.errors import InputError, ModelError
 
@@ -47,6 +47,9 @@ class ModelTokenizer:
         self.stop_ids = frozenset(int(e) for e in ends)
         candidates = (inner.pad_token_id, inner.eos_token_id, 0)
         self.pad_id = next(int(p) for p in candidates if p is not None)
+        # Where a tokenizer decodes in the common way, what lies beneath does the same in half the time.
+        common = getattr(type(inner), "_decode", None) is TokenizersBackend._decode
+        self._beneath = inner.backend_tokenizer if common else None
 
     def encode(self, text: str) -> list[int]:
         """See Tokenizer."""
@@ -73,6 +76,8 @@ class ModelTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer."""
+        if self._beneath is not None:
+            return str(self._beneath.decode(ids, skip_special_tokens=True))
         return str(self.inner.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

@@ -121,7 +121,7 @@ class Attempt:
     def _run(self) -> Ending:
         """Drive the engine until it says its last word, dies, stalls, or is stopped."""
         spec = self.lease.job.spec
-        answered = self.store.answers.of_run(self.lease.run_id)
+        answered = self.store.answers.of_run(self.lease.run_id, trees=False)  # the engine needs none
         self.engine = self.pool.take(spec)
         if not self.engine.ready:
             self._show(Phase("load", "Starting the engine"))

@@ -265,9 +265,10 @@ class EngineProcess:
 
 
 def artifact(spec: RunSpec) -> str:
-    """What a process must hold in memory for this spec: model, number formats, device, back end, reward model."""
+    """What a process must hold in memory for this spec: its models, number formats, device and back end."""
     parts = (spec.model, spec.precision.weights, spec.precision.kv_cache, spec.runtime.device, spec.runtime.backend)
-    return "|".join(map(str, (*parts, spec.runtime.attention, getattr(spec.strategy, "reward", ""))))
+    more = (spec.runtime.attention, getattr(spec.strategy, "reward", ""), *spec.strategy.models)
+    return "|".join(map(str, (*parts, *more)))
 
 
 def describe_exit(code: int | None) -> str:

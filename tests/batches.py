@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -121,12 +122,16 @@ class Spy:
         self._note(batch)
         return self.inner.logits(batch)
 
+    def greedy(self, batch: Any) -> Any:
+        self._note(batch)
+        return self.inner.greedy(batch)
+
     def exiting(self, batch: Any, *how: Any) -> Any:
         self._note(batch)
         return self.inner.exiting(batch, *how)
 
     def _note(self, batch: Any) -> None:
-        self.seen.append(batch)
+        self.seen.append(replace(batch, tokens=batch.tokens.copy(), positions=batch.positions.copy()))
         places = list(zip(batch.slots.tolist(), batch.positions.tolist(), strict=True))
         assert len(set(places)) == batch.m
         if self._pool is not None:

@@ -1,5 +1,6 @@
 """Every architecture over the paged cache: transformers' own greedy text, whatever is done to the batches."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -8,6 +9,7 @@ from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.catalog import resolve
 from engine.models import load
 from engine.runtime import module_runner, native_runner
+from engine.runtime.batch import Batch
 from engine.runtime.plan import Plan
 from engine.runtime.support import Unsupported, runner_for
 from kernels.native import build
@@ -220,3 +222,23 @@ def test_a_decoding_step_never_waits_for_the_device(architecture, monkeypatch):
     assert len(watches) == 1
     assert len(watches[0].seen) > 20, "the watch saw nothing"
     assert not set(watches[0].seen) & set(Watch.bad)
+
+
+@pytest.mark.parametrize("path", [pytest.param("forward", marks=needs_kernels), "modules"])
+def test_the_greedy_token_is_the_first_of_the_highest_scores(path):
+    """A vocabulary whose second half has the weights of its first ties every score with another."""
+    model = causal("llama", seed=3, tie_word_embeddings=False)
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        half = len(weight) // 2
+        weight[half : 2 * half] = weight[:half]
+    runner = runner_for(model, CPU, native=path == "forward")
+    runner.allocate(4)
+    rows = np.arange(40, dtype=np.int32)
+    tables = np.arange(4, dtype=np.int32)[None]
+    batch = Batch(np.array(text(40), dtype=np.int32), rows, np.zeros(40, dtype=np.int32), tables, rows[3::2].copy())
+    best = runner.greedy(batch)
+    assert best == runner.logits(batch).numpy().argmax(-1).tolist()
+    assert max(best) < half
+    assert len(set(best)) > 3
+    runner.close()

@@ -80,13 +80,11 @@ class Batcher:
             self._drafter.propose([s for s in running if s.row.draft is not None and s.decoding])
         if self._steady is not None and self._steady.lasts:
             self._write_all(self._steady)
+        elif all(s.writing for s in running):
+            self._write_first()
         else:
-            self._settle()
-            if all(s.writing for s in running):
-                self._write_first()
-            else:
-                for work in self._lay_out():
-                    self._process(work)
+            for work in self._lay_out():
+                self._process(work)
         on_step(self._written)
         return self._ended
 
@@ -98,8 +96,9 @@ class Batcher:
         # Blocks for some steps, where there are plenty: of 32 sequences two need a new one at each step.
         ahead = AHEAD if self.pool.available > 2 * len(running.sequences) else 1
         for sequence in list(running.sequences):
-            if sequence.slot >= 0:
-                self._make_room(sequence, min(sequence.computed + ahead, sequence.most))
+            end = min(sequence.computed + ahead, sequence.most)
+            if not running.fits(sequence, end) and sequence.slot >= 0:
+                self._make_room(sequence, end)
         if running:
             self._copy()
             self._steady = Steady(list(running.sequences), running.places)
@@ -107,21 +106,16 @@ class Batcher:
 
     def _write_all(self, steady: Steady) -> None:
         """One step of a stretch in which nothing else happens, or its last one."""
-        logits = self._runner.logits(steady.batch)
-        chosen = choose(logits, steady.sequences)
-        if chosen.logprobs is None and steady.left > 1 and self._plan.kv_cache and steady.harmless(chosen.tokens):
-            self._written += len(chosen.tokens)
-            steady.write(chosen.tokens, now())
+        if steady.greedy:
+            chosen = Chosen(self._runner.greedy(steady.batch), None)
         else:
-            self._steady = None
-            for sequence in steady.sequences:
-                sequence.computed = len(sequence.tokens)
-            self._extend(steady.sequences, chosen)
-
-    def _settle(self) -> None:
-        """What follows may be another step than the last ones were."""
-        if self._steady is not None:
-            self._steady.settle()
+            chosen = choose(self._runner.logits(steady.batch), steady.sequences)
+        for sequence in steady.sequences:
+            sequence.computed += 1
+        self._extend(steady.sequences, chosen)
+        if self._plan.kv_cache:
+            steady.advance(chosen.tokens)
+        else:
             self._steady = None
 
     # ---- all other steps

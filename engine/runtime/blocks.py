@@ -196,14 +196,14 @@ class BlockPool:
 
     def _closest(self, at: _Entry, tokens: Sequence[int]) -> tuple[_Entry | None, int]:
         """The block under ``at`` that begins most like ``tokens``, and how many they share."""
-        best, most = None, 0
-        if not tokens:
-            return best, most
-        first = tokens[0]
-        for entries in (at.open, at.children):
+        best, most, better = None, 0, tuple(tokens[:1])
+        for entries in (at.open, at.children) if better else ():
             for key, entry in entries.items():
-                if key[0] == first and (common := _common(key, tokens)) > most:
-                    best, most = entry, common
+                if key[: most + 1] == better:  # it shares more than the best one does
+                    best, most = entry, _common(key, tokens)
+                    if most == len(tokens):
+                        return best, most
+                    better = tuple(tokens[: most + 1])
         return best, most
 
     def _replace(self, table: Table, index: int) -> int:

@@ -57,6 +57,10 @@ class ModuleRunner:
         logits = self._run(self._model, batch, **keep).logits[0]
         return logits if self._keeps else logits[wanted]
 
+    def greedy(self, batch: Batch) -> list[int]:
+        """See Runner."""
+        return list(self.logits(batch).argmax(-1).tolist())
+
     @torch.inference_mode()
     def states(self, batch: Batch) -> torch.Tensor:
         """See Runner."""

@@ -149,12 +149,19 @@ class NativeRunner:
         self._through(batch, 0, self.layers)
         return self._read(batch.wanted, self._x)
 
+    def greedy(self, batch: Batch) -> list[int]:
+        """See Runner."""
+        self._through(batch, 0, self.layers)
+        best = np.empty(len(batch.wanted), dtype=np.int32)
+        self._read(batch.wanted, self._x, _at(best))
+        return list(best.tolist())
+
     def states(self, batch: Batch) -> torch.Tensor:
         """See Runner."""
         self._through(batch, 0, self.layers)
         n = len(batch.wanted)
         self._room(n)
-        self._head(self._by_reference, n, _at(batch.wanted), _ptr(self._x), _ptr(self._states), None)
+        self._head(self._by_reference, n, _at(batch.wanted), _ptr(self._x), _ptr(self._states), None, None)
         return self._states[:n]
 
     def exiting(self, batch: Batch, thresholds: np.ndarray, margin: bool, first: int) -> tuple[torch.Tensor, list[int]]:
@@ -217,10 +224,10 @@ class NativeRunner:
             int(fill),
         )
 
-    def _read(self, wanted: np.ndarray, x: torch.Tensor) -> torch.Tensor:
+    def _read(self, wanted: np.ndarray, x: torch.Tensor, best: ctypes.c_void_p | None = None) -> torch.Tensor:
         n = len(wanted)
         self._room(n)
-        self._head(self._by_reference, n, _at(wanted), _ptr(x), _ptr(self._states), _ptr(self._out))
+        self._head(self._by_reference, n, _at(wanted), _ptr(x), _ptr(self._states), _ptr(self._out), best)
         return self._out[:n]
 
     def _grow(self, m: int) -> None:

@@ -35,6 +35,10 @@ class Runner(Protocol):
         """Process a batch; scores [wanted, vocabulary] of the rows asked for, valid until the next call."""
         ...
 
+    def greedy(self, batch: Batch) -> list[int]:
+        """Process a batch; the token with the highest score of each row asked for."""
+        ...
+
     def states(self, batch: Batch) -> torch.Tensor:
         """Process a batch; the model's last hidden states [wanted, hidden] of the rows asked for, after its norm."""
         ...

@@ -19,9 +19,14 @@ class Chosen:
     logprobs: list[float] | None
 
 
+def is_greedy(sequences: Seq[Sequence]) -> bool:
+    """Whether each one's next token is just the one with the highest score."""
+    return all(s.row.sampling is None and not s.row.logprobs for s in sequences)
+
+
 def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> Chosen:
     """One token for each sequence from ``logits`` [sequences, vocabulary]."""
-    kinds = {s.row.sampling for s in sequences}
+    kinds, logprobs = {s.row.sampling for s in sequences}, None
     if len(kinds) == 1:
         tokens = _of_kind(logits, sequences, next(iter(kinds)))
     else:
@@ -30,7 +35,6 @@ def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> Chosen:
             places = [i for i, s in enumerate(sequences) if s.row.sampling == kind]
             at = torch.tensor(places, device=logits.device)
             tokens[at] = _of_kind(logits[at], [sequences[i] for i in places], kind)
-    logprobs = None
     if any(s.row.logprobs for s in sequences):
         chosen = logits.gather(1, tokens[:, None])[:, 0].float()
         logprobs = (chosen - logits.float().logsumexp(-1)).tolist()
@@ -49,8 +53,6 @@ def distribution(logits: torch.Tensor, sampling: Sampling, contexts: Seq[Seq[int
 
 def _of_kind(logits: torch.Tensor, sequences: Seq[Sequence], sampling: Sampling | None) -> torch.Tensor:
     if sampling is None:
-        if logits.device.type == "cpu" and logits.dtype is torch.float32:
-            return torch.from_numpy(logits.numpy().argmax(-1))  # torch takes several times as long
         return logits.argmax(-1)
     numbers = [s.number(len(s.tokens) - len(s.row.context)) for s in sequences]
     uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)

@@ -413,13 +413,24 @@ static void run_layers(const Model& md, int from, int to, const Rows& b, float* 
     });
 }
 
+// The first of the highest values. Two passes, for the compiler makes vectors of the first one and of most of the second.
+static int highest(const float* values, int n) {
+    float most = values[0];
+    for (int i = 1; i < n; i++) most = values[i] > most ? values[i] : most;
+    for (int i = 0; i < n; i++)
+        if (values[i] == most) return i;
+    return 0;  // none equals NaN
+}
+
 template <typename T>
-static void run_head(const Model& md, int n, const int32_t* rows, const float* x, float* hidden, float* logits) {
+static void run_head(const Model& md, int n, const int32_t* rows, const float* x, float* hidden, float* logits,
+                     int32_t* best) {
     Team::get().run([&] {
         Team::get().share(n, [&](int i) {
             rms_row(x + (size_t)rows[i] * md.hidden, md.norm, md.eps, md.hidden, hidden + (size_t)i * md.hidden);
         });
         if (logits) linear<T>(n, hidden, md.hidden, (const T*)md.head, md.hidden, logits, md.vocab, md.head_bias, false);
+        if (best) Team::get().share(n, [&](int i) { best[i] = highest(logits + (size_t)i * md.vocab, md.vocab); });
     });
 }
 
@@ -465,8 +476,9 @@ void isoquant_layers(const Model* md, int from, int to, const Rows* b, float* x,
     });
 }
 
-void isoquant_head(const Model* md, int n, const int32_t* rows, const float* x, float* hidden, float* logits) {
-    BY_TYPE(md->weights, run_head<T>(*md, n, rows, x, hidden, logits));
+void isoquant_head(const Model* md, int n, const int32_t* rows, const float* x, float* hidden, float* logits,
+                   int32_t* best) {
+    BY_TYPE(md->weights, run_head<T>(*md, n, rows, x, hidden, logits, best));
 }
 
 void isoquant_attend(int type, const Heads* a, const Rows* b, const float* q, int ldq, const void* keys,
