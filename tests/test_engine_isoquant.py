@@ -23,6 +23,7 @@ from tests.batches import CPU, greedy, quiet, row
 from tests.tiny import LetterTask, make_model, make_prm
 
 HOST = ModelHost()
+needs_forward = pytest.mark.skipif(build.reason() is not None, reason=f"no native forward: {build.reason()}")
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +274,36 @@ def test_an_early_exit_that_cannot_run_is_refused_with_its_field(folders):
     with pytest.raises(SpecError, match="before its last layer") as error:
         run(folders, "early-exit", model="gpt2")
     assert error.value.field == "strategy"
+
+
+@needs_forward
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.BF16])
+def test_a_model_of_its_own_is_in_memory_once_and_comes_back_to_the_bit(folders, dtype):
+    one = load(resolve(str(folders["model"])), CPU, dtype)
+    before = {name: w.clone() for name, w in one.model.state_dict().items()}
+    (context,) = contexts(one, "Question 1\nAnswer:")
+    plain = opened(one)
+    expected = drained(plain, [row(context, 12)])[0].extension.ids
+    plain.close()
+    backend = opened(one, sole=True)
+    held = sum(w.numel() for w in one.model.base_model.layers.parameters())
+    matrices = sum(w.numel() for name, w in before.items() if ".layers." in name and w.dim() == 2)
+    assert held == sum(w.numel() for name, w in before.items() if ".layers." in name) - matrices
+    assert matrices > 1000
+    assert drained(backend, [row(context, 12)])[0].extension.ids == expected
+    backend.close()
+    after = one.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], w) and after[name].is_contiguous() for name, w in before.items())
+    backend.close()  # a second time does nothing
+    assert torch.equal(one.model.state_dict()[name := next(iter(before))], before[name])
+
+
+@needs_forward
+def test_a_model_that_finds_no_room_is_given_back_whole(folders, monkeypatch):
+    one = load(resolve(str(folders["model"])), CPU, Dtype.FP32)
+    before = {name: w.clone() for name, w in one.model.state_dict().items()}
+    monkeypatch.setattr(isoquant, "available_bytes", lambda device: 1000)
+    with pytest.raises(DoesNotFitError):
+        opened(one, sole=True)
+    assert all(torch.equal(w, before[name]) for name, w in one.model.state_dict().items())

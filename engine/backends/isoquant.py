@@ -31,7 +31,8 @@ class Layout:
 
     ``drafts``: whether sequences have tokens guessed for them: None no, "" from their own text, else by that model.
     ``exits``: whether tokens may leave the model early. ``blocks``: of KV cache, None for as many as are of use and
-    fit. ``native`` False leaves our own forward pass out.
+    fit. ``native`` False leaves our own forward pass out. ``sole``: nobody else runs the
+    models until the back end is closed, which saves memory.
     """
 
     plan: Plan
@@ -41,6 +42,7 @@ class Layout:
     exits: bool = False
     blocks: int | None = None
     native: bool = True
+    sole: bool = False
 
 
 class IsoquantBackend:
@@ -80,7 +82,7 @@ class IsoquantBackend:
 
     def _run(self, loaded: LoadedModel) -> tuple[Runner, BlockPool]:
         try:
-            runner = runner_for(loaded.model, loaded.device, self._layout.native)
+            runner = runner_for(loaded.model, loaded.device, self._layout.native, self._layout.sole)
         except Unsupported as error:
             raise SpecError(
                 f"{loaded.name} does not run on the isoquant back end: {error}; choose the transformers back end.",

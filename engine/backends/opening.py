@@ -50,7 +50,8 @@ def _isoquant(setup: Setup, longest: int) -> IsoquantBackend:
     )
     share = spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
     exits = isinstance(spec.strategy, EarlyExit)
-    return IsoquantBackend(setup.models, Layout(plan, longest, share=share, drafts=_drafts(spec), exits=exits))
+    layout = Layout(plan, longest, share=share, drafts=_drafts(spec), exits=exits, sole=True)
+    return IsoquantBackend(setup.models, layout)
 
 
 def _judge(setup: Setup, longest: int) -> Judge:
@@ -59,7 +60,7 @@ def _judge(setup: Setup, longest: int) -> Judge:
     assert setup.reward is not None
     share = runtime.caching in (Caching.AUTO, Caching.PREFIX)
     try:
-        return RuntimeJudge(setup.reward, runtime.batch_size, longest, runtime.chunk, share)
+        return RuntimeJudge(setup.reward, runtime.batch_size, longest, runtime.chunk, share, sole=True)
     except Unsupported as error:
         setup.note(f"The reward model reads every solution whole, for our runtime cannot run it: {error}.")
         return PaddedJudge(setup.reward, runtime.batch_size)

@@ -41,14 +41,17 @@ class RuntimeJudge:
     """See ``engine.scheduler.Judge``.
 
     ``batch_size`` solutions of ``longest`` tokens each find room in its cache, where memory allows; a pass reads at
-    most ``budget`` tokens, or one solution. Raises Unsupported where the runtime cannot run the trunk, DoesNotFitError.
+    most ``budget`` tokens, or one solution. ``sole``: nobody else runs the model until ``close``. Raises Unsupported
+    where the runtime cannot run the trunk, DoesNotFitError.
     """
 
-    def __init__(self, reward: RewardModel, batch_size: int, longest: int, budget: int, share: bool = True) -> None:
+    def __init__(
+        self, reward: RewardModel, batch_size: int, longest: int, budget: int, share: bool = True, sole: bool = False
+    ) -> None:
         self._reward = reward
         self._budget = budget
         self._share = share
-        self._runner = runner_for(reward.model, reward.device)
+        self._runner = runner_for(reward.model, reward.device, sole=sole)
         one = -(-min(longest, reward.context or longest) // BLOCK) + 1
         fitting = int(available_bytes(reward.device) * SHARE) // self._runner.block_bytes
         if fitting < one:

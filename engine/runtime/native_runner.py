@@ -48,12 +48,18 @@ def _plain_layer(layer: nn.Module) -> bool:
 
 
 class NativeRunner:
-    """See Runner and ExitingRunner."""
+    """See Runner and ExitingRunner.
+
+    ``sole``: nobody else runs the model until ``close``, so the layers' matrices are kept once: the model gives each up
+    as it is packed, and gets it back at the end.
+    """
 
     name = "paged, native forward"
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, sole: bool = False) -> None:
         self._model = model
+        self._sole = sole
+        self._taken: list[tuple[list[nn.Linear], torch.Tensor]] = []
         self.dtype = self._dtype = dtype
         self._held: list[torch.Tensor] = []
         inner, config = model.base_model, model.config
@@ -94,10 +100,10 @@ class NativeRunner:
         return ops.Layer(
             norm_in=self._fp32(layer.input_layernorm.weight),
             norm_mlp=self._fp32(layer.post_attention_layernorm.weight),
-            qkv=self._pack(torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])),
-            o=self._pack(a.o_proj.weight),
-            gate_up=self._pack(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
-            down=self._pack(mlp.down_proj.weight),
+            qkv=self._take([a.q_proj, a.k_proj, a.v_proj]),
+            o=self._take([a.o_proj]),
+            gate_up=self._take([mlp.gate_proj, mlp.up_proj]),
+            down=self._take([mlp.down_proj]),
             qkv_bias=self._fp32(None if biases[0] is None else torch.cat(biases)),
             o_bias=self._fp32(a.o_proj.bias),
             q_norm=self._fp32(a.q_norm.weight if hasattr(a, "q_norm") else None),
@@ -116,6 +122,22 @@ class NativeRunner:
     def _keep(self, tensor: torch.Tensor) -> int:
         self._held.append(tensor)
         return tensor.data_ptr()
+
+    def _take(self, linears: list[nn.Linear]) -> int:
+        """The matrices one above the other, packed."""
+        address = self._pack(torch.cat([m.weight for m in linears]) if len(linears) > 1 else linears[0].weight)
+        if self._sole:
+            self._taken.append((linears, self._held[-1]))
+            for module in linears:
+                module.weight.data = module.weight.new_empty(0)
+        return address
+
+    def _give_back(self) -> None:
+        while self._taken:
+            linears, packed = self._taken.pop()
+            whole = ops.unpack(packed, sum(m.out_features for m in linears))
+            for module, part in zip(linears, whole.split([m.out_features for m in linears]), strict=True):
+                module.weight.data = part.clone(memory_format=torch.contiguous_format)
 
     def _pack(self, weight: torch.Tensor) -> int:
         return self._keep(ops.pack(weight.detach()))
@@ -190,6 +212,7 @@ class NativeRunner:
     def close(self) -> None:
         """See Runner."""
         self._kv = None
+        self._give_back()
         self._held.clear()
 
     # ---- calls

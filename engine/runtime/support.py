@@ -26,17 +26,18 @@ class Unsupported(Exception):
     """The runtime cannot run this model; the text says why, as half a sentence."""
 
 
-def runner_for(model: Any, device: torch.device, native: bool = True) -> Runner:
+def runner_for(model: Any, device: torch.device, native: bool = True, sole: bool = False) -> Runner:
     """A runner for a causal model of transformers, with an output head or without one. Raises Unsupported.
 
-    ``native`` False leaves our own forward pass out, so that transformers' modules run over our cache.
+    ``native`` False leaves our own forward pass out, so that transformers' modules run over our cache. ``sole``: until
+    the runner is closed nobody else runs the model, which saves our own forward pass a second copy of its weights.
     """
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if parameters.get("rope_type") in BATCH_DEPENDENT:
         raise Unsupported("its rotary positions depend on the longest sequence in the batch")
     ids, expected, shapes = _reference(model, device)
     if native and serves(model, device):
-        runner = NativeRunner(model, model.dtype)
+        runner = NativeRunner(model, model.dtype, sole)
         if _error(runner, ids, expected, has_head(model)) is None:
             return runner
         runner.close()

@@ -73,6 +73,11 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
+def unpack(packed: torch.Tensor, n: int) -> torch.Tensor:
+    """The matrix [n, k] that was packed, to the bit."""
+    return packed.transpose(1, 2).reshape(-1, packed.shape[1])[:n]
+
+
 def linear(x: torch.Tensor, packed: torch.Tensor, n: int) -> torch.Tensor:
     """``x`` [m, k] (fp32) times the transpose of a packed matrix: fp32 [m, n]."""
     m, k = x.shape

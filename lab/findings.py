@@ -1,0 +1,252 @@
+"""Measures the lab family with many strategies and writes the tables of ``docs/findings.md``.
+
+    python -m lab.findings                      # an hour on two CPU cores; what is measured already is kept
+    python -m lab.findings --tables             # only the tables, from what is there
+
+The runs go through the queue and a worker into a database like any user's (``lab/runs/findings.db``), and
+``python cli.py submit`` with the options named on the page starts each of them too. The tables stand on the page
+between two comments each; what is said about them is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from analysis.scaling import Sketch, accuracies, curve, growth, interval, sketch
+from lab.family import RUNS
+from spec.choices import Dtype, Vote
+from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
+from spec.strategy import parse_strategy
+from store import Run, Store, open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "findings.md"
+DATABASE = RUNS / "findings.db"
+MODELS = ("lab-xs", "lab-s", "lab-m")
+LIMIT, BATCH_SIZE, SAMPLES = 400, 64, 32
+SEARCHES = ("step-beam:n=16", "dvts:n=16", "particle:n=16", "rebase:n=16", "mcts")
+SAVERS = (
+    "speculative",
+    "lookup",
+    "early-exit:threshold=0.9",
+    "early-exit:threshold=0.99",
+    "early-exit:threshold=0.999",
+    "early-exit:policy=bandit",
+    "cascade",
+    "adaptive:n=32",
+)
+VOTES = {"majority": Vote.MAJORITY, "weighted": Vote.WEIGHTED, "best-of-n": Vote.BEST, "pass@n": None}
+COSTS = ("flops_generated", "flops_total", "flops_no_reuse")
+
+
+def specs() -> list[RunSpec]:
+    """All runs, a model's together, so that a worker loads it once."""
+    found = []
+    for model in MODELS:
+        strategies = ["greedy", f"majority:n={SAMPLES}", f"weighted:n={SAMPLES}"]
+        strategies += SEARCHES if model != "lab-m" else [s for s in SEARCHES if s.startswith("rebase")]
+        strategies += SAVERS if model == "lab-m" else ()
+        found += [spec(model, s) for s in strategies]
+    return found
+
+
+def spec(model: str, strategy: str) -> RunSpec:
+    """One run: fp32, for the samples are then the same at any batch size."""
+    return RunSpec(
+        model,
+        precision=Precision(Dtype.FP32),
+        runtime=Runtime(batch_size=BATCH_SIZE),
+        strategy=parse_strategy(strategy),
+        task=TaskSpec(limit=LIMIT),
+    )
+
+
+def measure(path: Path) -> None:
+    """Queue what is not measured yet, and let a worker take it."""
+    with open_store(path) as store:
+        for wanted in specs():
+            if not store.runs.find_same(wanted.key()):
+                store.jobs.enqueue(wanted, source="cli")
+    command = [sys.executable, "cli.py", "worker", "--until-idle", "--db", str(path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A finished run and what curves need of its answers."""
+
+    run: Run
+    sketches: tuple[Sketch, ...]
+
+    def value(self, name: str) -> float:
+        """A measure that every run here has."""
+        assert self.run.result is not None
+        found = self.run.result.measures[name]
+        assert isinstance(found, int | float), f"{name} of {self.run.spec} is {found}"
+        return float(found)
+
+    def cost(self, name: str) -> float:
+        """Compute of one problem, in floating-point operations."""
+        return sum(s.costs[name] for s in self.sketches) / len(self.sketches)
+
+
+class Results:
+    """The finished runs of a database."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.of = lru_cache(maxsize=None)(self._of)
+
+    def _of(self, model: str, strategy: str) -> Measured:
+        runs = self._store.runs.find_same(spec(model, strategy).key())
+        if not runs:
+            raise SystemExit(f"{model} with {strategy} is not measured yet; run python -m lab.findings")
+        run_id = str(runs[0]["run_id"])
+        answers = self._store.answers.of_run(run_id, trees=False)
+        return Measured(self._store.runs.get(run_id), tuple(s for a in answers if (s := sketch(a)) is not None))
+
+    def voted(self, model: str, vote: str = "weighted") -> Measured:
+        """The run whose samples a vote is counted from; a majority pays for no reward model."""
+        return self.of(model, f"{'majority' if vote == 'majority' else 'weighted'}:n={SAMPLES}")
+
+
+# ---- the tables
+
+
+def votes(results: Results) -> str:
+    """Accuracy of each vote at each number of samples."""
+    head = ["model", "vote"]
+    lines = []
+    for model in MODELS:
+        for name, vote in VOTES.items():
+            grown = growth(results.voted(model, name).sketches, vote)
+            if len(head) == 2:
+                head += [f"n = {g.n}" for g in grown]
+            first, *between, last = grown
+            cells = [_percent(first.accuracy), *(_percent(g.accuracy) for g in between)]
+            lines.append([f"`{model}`", name, *cells, _with_interval(last.accuracy, last.low, last.high)])
+    return _table(head, lines, 2)
+
+
+def weights(results: Results) -> str:
+    """What the reward model's weights add to a majority, problem by problem on the same samples."""
+    lines = []
+    for model in MODELS:
+        sketches = results.voted(model).sketches
+        for n in (8, SAMPLES):
+            gain = accuracies(sketches, Vote.WEIGHTED, n) - accuracies(sketches, Vote.MAJORITY, n)
+            low, high = interval(gain)
+            lines.append([f"`{model}`", str(n), _points(float(gain.mean())), f"{_points(low)} to {_points(high)}"])
+    return _table(["model", "n", "gain in points", "95 % interval"], lines, 1)
+
+
+def strategies(results: Results) -> str:
+    """Every search and vote: accuracy, and what a problem cost."""
+    lines = []
+    for model in MODELS:
+        named = ["greedy", f"majority:n={SAMPLES}", f"weighted:n={SAMPLES}"]
+        named += [s for s in SEARCHES if model != "lab-m" or s.startswith("rebase")]
+        for name in named:
+            lines.append([f"`{model}`", f"`{name}`", *_costs(results.of(model, name))])
+    head = ["model", "strategy", "accuracy %", "tokens", "written", "in all", "without sharing", "s"]
+    return _table(head, lines, 2)
+
+
+def savers(results: Results) -> str:
+    """What lets the largest model answer for less."""
+    named = ["greedy", *SAVERS, f"majority:n={SAMPLES}"]
+    lines = [[f"`{name}`", *_costs(results.of("lab-m", name))] for name in named]
+    return _table(["`lab-m` with", "accuracy %", "tokens", "written", "in all", "without sharing", "s"], lines, 1)
+
+
+def smaller(results: Results) -> str:
+    """The least samples with which a smaller model is as right as a larger one's greedy answer, and its cost."""
+    lines = []
+    for small, large in (("lab-xs", "lab-s"), ("lab-xs", "lab-m"), ("lab-s", "lab-m")):
+        goal = results.of(large, "greedy")
+        aim = goal.value("accuracy")
+        for name in ("majority", "weighted", "best-of-n"):
+            found = results.voted(small, name)
+            grown = growth(found.sketches, VOTES[name])
+            at = next((i for i, g in enumerate(grown) if g.accuracy >= aim), None)
+            if at is None:
+                best = max(grown, key=lambda g: g.accuracy)
+                cells = ["not reached", f"{_percent(best.accuracy)} at most", "", "", ""]
+            else:
+                points = [curve(found.sketches, grown, cost, found.run.run_id)[at] for cost in COSTS]
+                shares = [p.x / goal.cost(cost) for p, cost in zip(points, COSTS, strict=True)]
+                g = grown[at]
+                cells = [str(g.n), _with_interval(g.accuracy, g.low, g.high), *(f"{s:.2f}x" for s in shares)]
+            lines.append([f"`{small}`", f"`{large}`, {_percent(aim)}", name, *cells])
+    head = ["model", "greedy of", "vote", "samples", "accuracy %", "written", "in all", "without sharing"]
+    return _table(head, lines, 3)
+
+
+def _costs(m: Measured) -> list[str]:
+    accuracy = _with_interval(m.value("accuracy"), m.value("accuracy_low"), m.value("accuracy_high"))
+    tokens = f"{m.value('tokens_per_problem'):.0f}"
+    seconds = m.value("wall_s") / m.value("n_problems")
+    return [accuracy, tokens, *(f"{m.cost(c) / 1e9:.2f}" for c in COSTS), f"{seconds:.3f}"]
+
+
+# ---- the page
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "votes": votes,
+    "weights": weights,
+    "strategies": strategies,
+    "smaller": smaller,
+    "savers": savers,
+}
+_PART = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def rewritten(page: str, results: Results) -> str:
+    """The page with each table anew. Raises KeyError for a table that does not exist."""
+
+    def part(found: re.Match[str]) -> str:
+        name = found.group(1)
+        return f"<!-- table: {name} -->\n\n{TABLES[name](results)}\n\n<!-- end -->"
+
+    return _PART.sub(part, page)
+
+
+def _table(head: list[str], lines: list[list[str]], names: int) -> str:
+    rule = ["---"] * names + ["---:"] * (len(head) - names)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _with_interval(share: float, low: float, high: float) -> str:
+    return f"{_percent(share)} ({_percent(low)} to {_percent(high)})"
+
+
+def main() -> None:
+    """Measure what is missing and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--db", type=Path, default=DATABASE)
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    chosen = parser.parse_args()
+    if not chosen.tables:
+        chosen.db.parent.mkdir(parents=True, exist_ok=True)
+        measure(chosen.db)
+    with open_store(chosen.db) as store:
+        PAGE.write_text(rewritten(PAGE.read_text(), Results(store)))
+
+
+if __name__ == "__main__":
+    main()
