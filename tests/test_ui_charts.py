@@ -132,6 +132,14 @@ def test_by_level_and_distribution_are_valid():
     valid(charts.distribution([0.1, 0.1], "Latency"))
 
 
+def test_layers_are_shares_of_the_tokens():
+    figure = valid(charts.by_layer([3.0, 6.0, 3.0, 3.0]))
+    assert figure["data"][0]["x"] == [3, 6]
+    assert figure["data"][0]["y"] == [0.75, 0.25]
+    assert figure["data"][0]["text"][0] == "Layer 3: 75.0% of the tokens"
+    assert valid(charts.by_layer([float(i) for i in range(100)]))["layout"]["xaxis"]["dtick"] == 9
+
+
 def test_log_ticks_are_round_and_few():
     assert charts.log_ticks(np.asarray([0.05, 9.0])) == pytest.approx([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10])
     assert len(charts.log_ticks(np.asarray([1e-6, 1e9]))) <= 12

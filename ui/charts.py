@@ -154,6 +154,33 @@ def by_level(levels: dict[int, dict[str, int]]) -> str:
     )
 
 
+def by_layer(layers: list[float]) -> str:
+    """The share of the tokens that left the model at each layer."""
+    at, found = np.unique(np.asarray(layers, dtype=int), return_counts=True)
+    share = found / found.sum()
+    trace = {
+        "type": "bar",
+        "x": at.tolist(),
+        "y": share.tolist(),
+        "marker": {"color": "@c0", "line": {"color": INK, "width": 1}},
+        "text": [f"Layer {k}: {p:.1%} of the tokens" for k, p in zip(at.tolist(), share.tolist(), strict=True)],
+        "textposition": "none",
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    every = max(1, math.ceil((int(at.max()) - int(at.min())) / 12))
+    return to_json(
+        {
+            "data": [trace],
+            "layout": layout(
+                xaxis=axis("Layer where the token was certain enough", dtick=every, showgrid=False),
+                yaxis=axis("Share of tokens", tickformat=".0%", rangemode="tozero"),
+                bargap=0.25,
+                uirevision="by-layer",
+            ),
+        }
+    )
+
+
 def distribution(seconds: list[float], title: str, marks: tuple[float, ...] = (50, 95)) -> str:
     """Histogram of a series of seconds with its percentiles drawn in."""
     ordered = sorted(seconds)

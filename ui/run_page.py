@@ -128,8 +128,8 @@ def _result(run: Run, result: RunResult) -> None:
     components.headline(result.measures, HEADLINE_TEXT if is_text else HEADLINE, result.reasons)
     for note in result.notes:
         st.caption(f":material/info: {components.plain(note)}")
-    drawn = [d for d in (_levels(result), _latency(result)) if d is not None]
-    for column, (title, figure, alt) in zip(st.columns(2), drawn, strict=False):
+    drawn = [d for d in (_levels(result), _exits(result), _latency(result)) if d is not None]
+    for column, (title, figure, alt) in zip(st.columns(max(2, len(drawn))), drawn, strict=False):
         with column:
             st.markdown(f"**{title}**")
             plot(figure, key=f"chart_{title}", alt=alt, height=CHART_HEIGHT, modebar=False)
@@ -150,6 +150,14 @@ def _levels(result: RunResult) -> tuple[str, str, str] | None:
     shares = [levels[k]["correct"] / levels[k]["n"] for k in (first, last)]
     alt = f"Accuracy by level: {shares[0]:.0%} at level {first}, {shares[1]:.0%} at level {last}."
     return "Accuracy by level", charts.by_level(levels), alt
+
+
+def _exits(result: RunResult) -> tuple[str, str, str] | None:
+    layers = result.samples.get("exit_layers", [])
+    if not layers:
+        return None
+    alt = f"Where tokens left the model: at layer {sum(layers) / len(layers):.1f} on average, {max(layers):g} at most."
+    return "Layers per token", charts.by_layer(layers), alt
 
 
 def _latency(result: RunResult) -> tuple[str, str, str] | None:
