@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.catalog import resolve
 from engine.models import load
-from engine.runtime import module_runner, native_runner
+from engine.runtime import module_runner, native_runner, support
 from engine.runtime.batch import Batch
 from engine.runtime.plan import Plan
 from engine.runtime.support import Unsupported, runner_for
@@ -201,9 +201,62 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "gpt_oss", "qwen3", "mistral"])
-def test_a_decoding_step_never_waits_for_the_device(architecture, monkeypatch):
+@pytest.fixture
+def fixed(monkeypatch):
+    """Decoding steps in arrays of fixed sizes, as on a GPU; the sizes that occurred."""
+    sizes = []
+
+    class Runner(module_runner.ModuleRunner):
+        def __init__(self, *given):
+            super().__init__(*given, fixed=True)
+
+        def allocate(self, count):
+            super().allocate(count)
+            for tensor in (*self._kv.keys, *self._kv.values):
+                tensor.fill_(float("nan"))
+
+        def _decode(self, step):
+            sizes.append((step.size, step.width))
+            return super()._decode(step)
+
     monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
+    monkeypatch.setattr(support, "ModuleRunner", Runner)
+    return sizes
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "gpt_oss", "qwen3", "mistral", "cohere2", "phi"])
+def test_padded_steps_give_the_text_of_generate(architecture, expected, fixed):
+    """Five sequences in six rows that end one by one, in a cache full of NaN; the sixth row belongs to nobody."""
+    made = batcher(known(architecture), batch_size=5, blocks=40, native=False)
+    limits = (16, 4, 9, 16, 12, 16)
+    rows = [row(c, n, order=(i,)) for i, (c, n) in enumerate(zip(CONTEXTS, limits, strict=True))]
+    try:
+        found = drain(made, rows)
+    finally:
+        made.close()
+    assert ids(found) == [e[:n] for e, n in zip(expected(architecture), limits, strict=True)]
+    assert {size for size, _ in fixed} > {6, 4}
+    assert {width for _, width in fixed} == {4}
+
+
+def test_a_width_grows_with_the_longest_sequence(fixed):
+    made = batcher(known("llama"), batch_size=2, blocks=40, native=False)
+    contexts = (text(60), text(40))
+    try:
+        found = drain(made, [row(c, 12) for c in contexts])
+    finally:
+        made.close()
+    assert ids(found) == [greedy(known("llama"), c, 12) for c in contexts]
+    assert {(2, 4), (2, 6)} <= set(fixed)
+    assert {width for _, width in fixed} == {4, 6}
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "gpt_oss", "qwen3", "mistral"])
+def test_a_decoding_step_never_waits_for_the_device(architecture, padding, monkeypatch, request):
+    monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
+    if padding:
+        request.getfixturevalue("fixed")
     model = causal(architecture)
     model.config.pad_token_id = None  # with one, transformers' GPT-2 looks for it in every batch, to warn
     made = batcher(model, native=False)

@@ -13,7 +13,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from engine.runtime.batch import Ragged
+from engine.runtime.batch import Batch, Ragged
+from engine.runtime.graphs import Decoding
 from engine.runtime.kv_cache import KvCache
 from kernels.native import ops
 
@@ -60,15 +61,17 @@ class PagedLayer(CacheLayerMixin):
 
 
 class PagedCache(Cache):
-    """What a model of transformers takes for its cache, over the blocks of a KvCache, for one step."""
+    """What a model of transformers takes for its cache, over the blocks of a KvCache, for one step.
 
-    def __init__(self, kv: KvCache, ragged: Ragged, native: bool) -> None:
+    ``batch``: the same step for the C++ kernels, where they are to run.
+    """
+
+    def __init__(self, kv: KvCache, ragged: Ragged | Decoding, batch: Batch | None = None) -> None:
         super().__init__(layers=[PagedLayer(self, i) for i in range(len(kv.shapes))])
         self.kv = kv
         self.ragged = ragged
-        batch = ragged.batch
-        self.rows = ops.Rows.of(batch.positions, batch.slots, batch.tables) if native else None
-        self.scratch = ops.Scratch() if native else None
+        self.rows = None if batch is None else ops.Rows.of(batch.positions, batch.slots, batch.tables)
+        self.scratch = None if batch is None else ops.Scratch()
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Write ``k`` and ``v`` [tokens, heads, dim]."""
@@ -129,7 +132,7 @@ def gathered(
     q: torch.Tensor,
     kv: KvCache,
     layer: int,
-    ragged: Ragged,
+    ragged: Ragged | Decoding,
     scale: float,
     window: int,
     softcap: float,

@@ -58,7 +58,6 @@ class Ragged:
         length = int(batch.positions.max()) + 1
         tables = batch.tables[slots, : -(-length // BLOCK)]
         own = batch.tables[batch.slots, batch.positions // BLOCK]
-        self.batch = batch
         self.query = _tensor(query, device)
         self.back = _tensor(back, device)
         self.positions = _tensor(batch.positions, device)

@@ -9,15 +9,22 @@ from typing import Any
 import torch
 
 from engine.runtime.attention import NAME, PagedCache, Step
-from engine.runtime.batch import Batch
+from engine.runtime.batch import Batch, Ragged
+from engine.runtime.graphs import Decoding, Graphs
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
 from kernels.native import build
 
 
 class ModuleRunner:
-    """See Runner. ``model`` is set to our attention until ``close``."""
+    """See Runner. ``model`` is set to our attention until ``close``.
 
-    def __init__(self, model: Any, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device) -> None:
+    ``fixed``: decoding steps are padded to a few sizes in arrays that stay where they are, which CUDA graphs need; on a
+    GPU always.
+    """
+
+    def __init__(
+        self, model: Any, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device, fixed: bool = False
+    ) -> None:
         self._model = model
         self._shapes = tuple(shapes)
         self.dtype = self._dtype = dtype
@@ -26,10 +33,11 @@ class ModuleRunner:
         # The kernel reads two dimensions of a key at a time.
         fits = all(s.key_dim == s.value_dim and s.key_dim % 2 == 0 for s in self._shapes)
         self._native = device.type == "cpu" and build.reason() is None and fits
+        self._fixed = fixed or device.type == "cuda"
+        self._graphs: Graphs | None = None
         self._kv: KvCache | None = None
         parameters = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in parameters
-        self.name = "paged, native kernel" if self._native else "paged, gathered"
         self.block_bytes = block_bytes(self._shapes, dtype)
         self.vocab = int(model.config.get_text_config().vocab_size)
         model.set_attn_implementation(NAME)
@@ -39,10 +47,22 @@ class ModuleRunner:
         for module in self._attended:
             module.isoquant_step = self._step
 
+    @property
+    def name(self) -> str:
+        """See Runner."""
+        if self._native:
+            return "paged, native kernel"
+        if self._device.type != "cuda":
+            return "paged, gathered"
+        reason = self._graphs.reason if self._graphs is not None else None
+        return "paged, gathered, CUDA graphs" if reason is None else f"paged, gathered (no CUDA graphs: {reason})"
+
     def allocate(self, count: int) -> None:
         """See Runner."""
-        self._kv = None
-        self._kv = KvCache(self._shapes, count, self._dtype, self._device)
+        self._kv = self._graphs = None
+        self._kv = KvCache(self._shapes, count + self._fixed, self._dtype, self._device)
+        if self._fixed:
+            self._graphs = Graphs(self._decode, spare=count, device=self._device)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See Runner."""
@@ -52,6 +72,8 @@ class ModuleRunner:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
         """See Runner."""
+        if self._graphs is not None and self._graphs.serves(batch):
+            return self._graphs.logits(batch)
         wanted = torch.from_numpy(batch.wanted.astype("int64")).to(self._device)
         keep = {"logits_to_keep": wanted} if self._keeps else {}
         logits = self._run(self._model, batch, **keep).logits[0]
@@ -69,10 +91,19 @@ class ModuleRunner:
         return states[wanted]
 
     def _run(self, model: Any, batch: Batch, **more: Any) -> Any:
-        assert self._kv is not None, "allocate() comes first"
         ragged = batch.on(self._device)
-        paged = self._step.paged = PagedCache(self._kv, ragged, self._native)
         tokens = torch.from_numpy(batch.tokens.astype("int64")).to(self._device)
+        return self._forward(model, tokens, ragged, batch if self._native else None, **more)
+
+    def _decode(self, step: Decoding) -> torch.Tensor:
+        logits: torch.Tensor = self._forward(self._model, step.tokens, step, None).logits[0]
+        return logits
+
+    def _forward(
+        self, model: Any, tokens: torch.Tensor, ragged: Ragged | Decoding, batch: Batch | None, **more: Any
+    ) -> Any:
+        assert self._kv is not None, "allocate() comes first"
+        paged = self._step.paged = PagedCache(self._kv, ragged, batch)
         return model(
             input_ids=tokens[None],
             position_ids=ragged.positions[None],
@@ -83,7 +114,7 @@ class ModuleRunner:
 
     def close(self) -> None:
         """See Runner."""
-        self._kv = None
+        self._kv = self._graphs = None
         for module in self._attended:
             del module.isoquant_step
         self._model.set_attn_implementation(self._before)

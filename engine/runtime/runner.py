@@ -18,10 +18,14 @@ class Runner(Protocol):
     ``dtype``: of the weights.
     """
 
-    name: str
     block_bytes: int
     vocab: int
     dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
 
     def allocate(self, count: int) -> None:
         """Make a KV cache of that many blocks; a former one is given up."""

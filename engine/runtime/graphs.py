@@ -1,0 +1,124 @@
+"""Decoding steps whose arrays stay where they are, so that a GPU can replay them as CUDA graphs.
+
+A step of transformers' modules launches thousands of small operations, and on a GPU the time to launch them is most of
+a small batch's step. A graph launches them all at once, but it repeats exactly what was recorded: the same shapes at
+the same addresses. So steps in which each sequence feeds one token are padded up to a few sizes, and every size is
+recorded the first time it occurs. Rows that fill up write to a block of their own, which belongs to no sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from engine.runtime.batch import Batch
+from engine.runtime.blocks import BLOCK
+
+WARM_UP = 2  # passes before a recording: libraries choose their algorithms in the first ones
+LEAST_WIDTH = 4
+
+
+class Decoding:
+    """The arrays of a decoding step of ``size`` sequences with tables of ``width`` blocks, int64 on the device.
+
+    It has what attention reads of a ``Ragged``; ``spare`` is the block of rows that only fill up.
+    """
+
+    def __init__(self, size: int, width: int, spare: int, device: torch.device) -> None:
+        self.size = size
+        self.width = width
+        self._spare = spare
+        self._host = torch.zeros(size * (4 + width), dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._flat = torch.zeros(size * (4 + width), dtype=torch.int64, device=device)
+        parts = self._flat.split([size] * 4 + [size * width])
+        self.tokens, self.positions, self.blocks, self.places = parts[:4]
+        self.tables = parts[4].view(size, width)
+        self.query = torch.arange(size, device=device)[:, None]
+        self.back = torch.arange(size, device=device)
+        self.query_positions = self.positions[:, None]
+        self.key_positions = torch.arange(width * BLOCK, device=device)
+
+    def fill(self, batch: Batch) -> None:
+        """Bring a step's arrays to the device, in one copy."""
+        n, size = batch.m, self.size
+        rows = self._host.numpy()[: 4 * size].reshape(4, size)
+        rows[:, n:] = np.array([0, 0, self._spare, 0])[:, None]
+        rows[0, :n] = batch.tokens
+        rows[1, :n] = batch.positions
+        rows[2, :n] = batch.tables[batch.slots, batch.positions // BLOCK]
+        rows[3, :n] = batch.positions % BLOCK
+        tables = self._host.numpy()[4 * size :].reshape(size, self.width)
+        known = min(self.width, batch.tables.shape[1])
+        tables[:] = self._spare
+        tables[:n, :known] = batch.tables[batch.slots, :known]
+        # The scores of the step before were read on the host, so nothing still waits to be copied from this buffer.
+        self._flat.copy_(self._host, non_blocking=True)
+
+
+class Graphs:
+    """Runs decoding steps: recorded once and replayed on a GPU, as they are on a processor.
+
+    ``forward`` processes a Decoding and returns scores [size, vocabulary]. ``reason``: why steps are not recorded,
+    where recording has failed.
+    """
+
+    def __init__(self, forward: Callable[[Decoding], torch.Tensor], spare: int, device: torch.device) -> None:
+        self.reason: str | None = None
+        self._forward = forward
+        self._spare = spare
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._steps: dict[tuple[int, int], tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]] = {}
+
+    def serves(self, batch: Batch) -> bool:
+        """Whether a batch is a decoding step: one token of each sequence, and all their scores are wanted."""
+        return self.reason is None and len(batch.wanted) == batch.m == len(np.unique(batch.slots))
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Scores [sequences, vocabulary], valid until the next call."""
+        width = int(batch.positions.max()) // BLOCK + 1
+        key = padded(batch.m), max(LEAST_WIDTH, padded(width))
+        if key not in self._steps:
+            self._steps[key] = self._record(*key, batch)
+        step, graph, scores = self._steps[key]
+        step.fill(batch)
+        if graph is None or scores is None:
+            return self._forward(step)[: batch.m]
+        graph.replay()
+        return scores[: batch.m]
+
+    def _record(
+        self, size: int, width: int, batch: Batch
+    ) -> tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]:
+        step = Decoding(size, width, self._spare, self._device)
+        if self._device.type != "cuda":
+            return step, None, None
+        step.fill(batch)  # what warms up writes just what the step itself will write again
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self._forward(step)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                scores = self._forward(step)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an operation of this model that cannot be recorded
+            self.reason = str(error).partition("\n")[0]
+            return step, None, None
+        return step, graph, scores
+
+
+def padded(n: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24 ...: at most half as many again.
+
+    >>> [padded(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 64)]
+    [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    """
+    power = 1 << max(0, n - 1).bit_length()
+    return power * 3 // 4 if n <= power * 3 // 4 else power
