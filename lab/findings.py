@@ -15,11 +15,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from analysis.scaling import Sketch, accuracies, curve, growth, interval, sketch
+from analysis.scaling import Sketch, accuracies, curve, growth, interval, sizes, sketch
 from lab.family import RUNS
 from spec.choices import Dtype, Vote
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
@@ -30,8 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "findings.md"
 DATABASE = RUNS / "findings.db"
 MODELS = ("lab-xs", "lab-s", "lab-m")
-LIMIT, BATCH_SIZE, SAMPLES = 400, 64, 32
-SEARCHES = ("step-beam:n=16", "dvts:n=16", "particle:n=16", "rebase:n=16", "mcts")
+LIMIT, BATCH_SIZE = 400, 64
+SAMPLES = {"lab-xs": 32, "lab-s": 16, "lab-m": 16}
+SEARCHES = ("step-beam:n=8", "dvts:n=8", "particle:n=8", "rebase:n=8", "mcts:expansions=16")
+ON_ALL = SEARCHES[3:4]
 SAVERS = (
     "speculative",
     "lookup",
@@ -40,7 +42,7 @@ SAVERS = (
     "early-exit:threshold=0.999",
     "early-exit:policy=bandit",
     "cascade",
-    "adaptive:n=32",
+    "adaptive:n=16",
 )
 VOTES = {"majority": Vote.MAJORITY, "weighted": Vote.WEIGHTED, "best-of-n": Vote.BEST, "pass@n": None}
 COSTS = ("flops_generated", "flops_total", "flops_no_reuse")
@@ -50,11 +52,15 @@ def specs() -> list[RunSpec]:
     """All runs, a model's together, so that a worker loads it once."""
     found = []
     for model in MODELS:
-        strategies = ["greedy", f"majority:n={SAMPLES}", f"weighted:n={SAMPLES}"]
-        strategies += SEARCHES if model != "lab-m" else [s for s in SEARCHES if s.startswith("rebase")]
-        strategies += SAVERS if model == "lab-m" else ()
+        strategies = [*compared(model), *(SAVERS if model == "lab-m" else ())]
         found += [spec(model, s) for s in strategies]
     return found
+
+
+def compared(model: str) -> list[str]:
+    """Greedy, votes and searches with a model: all of them with the smallest."""
+    n = SAMPLES[model]
+    return ["greedy", f"majority:n={n}", f"weighted:n={n}", *(SEARCHES if model == MODELS[0] else ON_ALL)]
 
 
 def spec(model: str, strategy: str) -> RunSpec:
@@ -114,7 +120,14 @@ class Results:
 
     def voted(self, model: str, vote: str = "weighted") -> Measured:
         """The run whose samples a vote is counted from; a majority pays for no reward model."""
-        return self.of(model, f"{'majority' if vote == 'majority' else 'weighted'}:n={SAMPLES}")
+        found = self.of(model, f"{'majority' if vote == 'majority' else 'weighted'}:n={SAMPLES[model]}")
+        return replace(found, sketches=tuple(map(_by_best, found.sketches))) if vote == "best-of-n" else found
+
+
+def _by_best(s: Sketch) -> Sketch:
+    """An answer of a weighted vote as the best sample alone would give it."""
+    scored = [i for i, score in enumerate(s.scores) if score == score and s.kinds[i] >= 0]
+    return replace(s, correct=bool(scored) and s.kinds[max(scored, key=lambda i: s.scores[i])] == 0)
 
 
 # ---- the tables
@@ -122,26 +135,26 @@ class Results:
 
 def votes(results: Results) -> str:
     """Accuracy of each vote at each number of samples."""
-    head = ["model", "vote"]
+    at = sizes(max(SAMPLES.values()))
     lines = []
     for model in MODELS:
         for name, vote in VOTES.items():
             grown = growth(results.voted(model, name).sketches, vote)
-            if len(head) == 2:
-                head += [f"n = {g.n}" for g in grown]
-            first, *between, last = grown
-            cells = [_percent(first.accuracy), *(_percent(g.accuracy) for g in between)]
-            lines.append([f"`{model}`", name, *cells, _with_interval(last.accuracy, last.low, last.high)])
-    return _table(head, lines, 2)
+            cells = [_percent(g.accuracy) for g in grown[:-1]]
+            cells.append(_with_interval(grown[-1].accuracy, grown[-1].low, grown[-1].high))
+            lines.append([f"`{model}`", name, *cells, *[""] * (len(at) - len(cells))])
+    return _table(["model", "vote", *(f"n = {n}" for n in at)], lines, 2)
 
 
 def weights(results: Results) -> str:
     """What the reward model's weights add to a majority, problem by problem on the same samples."""
     lines = []
     for model in MODELS:
-        sketches = results.voted(model).sketches
-        for n in (8, SAMPLES):
-            gain = accuracies(sketches, Vote.WEIGHTED, n) - accuracies(sketches, Vote.MAJORITY, n)
+        for n in (4, SAMPLES[model]):
+            weighted, majority = (
+                accuracies(results.voted(model, name).sketches, VOTES[name], n) for name in ("weighted", "majority")
+            )
+            gain = weighted - majority  # the two runs have the same samples of the same problems, in one order
             low, high = interval(gain)
             lines.append([f"`{model}`", str(n), _points(float(gain.mean())), f"{_points(low)} to {_points(high)}"])
     return _table(["model", "n", "gain in points", "95 % interval"], lines, 1)
@@ -151,9 +164,7 @@ def strategies(results: Results) -> str:
     """Every search and vote: accuracy, and what a problem cost."""
     lines = []
     for model in MODELS:
-        named = ["greedy", f"majority:n={SAMPLES}", f"weighted:n={SAMPLES}"]
-        named += [s for s in SEARCHES if model != "lab-m" or s.startswith("rebase")]
-        for name in named:
+        for name in compared(model):
             lines.append([f"`{model}`", f"`{name}`", *_costs(results.of(model, name))])
     head = ["model", "strategy", "accuracy %", "tokens", "written", "in all", "without sharing", "s"]
     return _table(head, lines, 2)
@@ -161,32 +172,39 @@ def strategies(results: Results) -> str:
 
 def savers(results: Results) -> str:
     """What lets the largest model answer for less."""
-    named = ["greedy", *SAVERS, f"majority:n={SAMPLES}"]
+    named = ["greedy", *SAVERS, f"majority:n={SAMPLES['lab-m']}"]
     lines = [[f"`{name}`", *_costs(results.of("lab-m", name))] for name in named]
     return _table(["`lab-m` with", "accuracy %", "tokens", "written", "in all", "without sharing", "s"], lines, 1)
 
 
 def smaller(results: Results) -> str:
-    """The least samples with which a smaller model is as right as a larger one's greedy answer, and its cost."""
+    """With what effort a smaller model is as right as a larger one's greedy answer, and at what share of its cost."""
     lines = []
     for small, large in (("lab-xs", "lab-s"), ("lab-xs", "lab-m"), ("lab-s", "lab-m")):
         goal = results.of(large, "greedy")
         aim = goal.value("accuracy")
+        head = [f"`{small}`", f"`{large}`, {_percent(aim)}"]
         for name in ("majority", "weighted", "best-of-n"):
             found = results.voted(small, name)
             grown = growth(found.sketches, VOTES[name])
-            at = next((i for i, g in enumerate(grown) if g.accuracy >= aim), None)
-            if at is None:
-                best = max(grown, key=lambda g: g.accuracy)
-                cells = ["not reached", f"{_percent(best.accuracy)} at most", "", "", ""]
-            else:
-                points = [curve(found.sketches, grown, cost, found.run.run_id)[at] for cost in COSTS]
-                shares = [p.x / goal.cost(cost) for p, cost in zip(points, COSTS, strict=True)]
-                g = grown[at]
-                cells = [str(g.n), _with_interval(g.accuracy, g.low, g.high), *(f"{s:.2f}x" for s in shares)]
-            lines.append([f"`{small}`", f"`{large}`, {_percent(aim)}", name, *cells])
-    head = ["model", "greedy of", "vote", "samples", "accuracy %", "written", "in all", "without sharing"]
+            at = next((i for i, g in enumerate(grown) if g.accuracy >= aim), len(grown) - 1)
+            g = grown[at]
+            points = [curve(found.sketches, grown, cost, found.run.run_id)[at] for cost in COSTS]
+            lines.append(
+                [*head, f"{name}, n = {g.n}", *_against(g.accuracy, g.low, g.high, [p.x for p in points], goal)]
+            )
+        for name in compared(small)[3:]:
+            run = results.of(small, name)
+            shown = run.value("accuracy"), run.value("accuracy_low"), run.value("accuracy_high")
+            lines.append([*head, f"`{name}`", *_against(*shown, [run.cost(c) for c in COSTS], goal)])
+    head = ["model", "greedy of", "with", "accuracy %", "reached", "written", "in all", "without sharing"]
     return _table(head, lines, 3)
+
+
+def _against(share: float, low: float, high: float, costs: list[float], goal: Measured) -> list[str]:
+    reached = "yes" if share >= goal.value("accuracy") else "no"
+    shares = [f"{cost / goal.cost(name):.1f}x" for cost, name in zip(costs, COSTS, strict=True)]
+    return [_with_interval(share, low, high), reached, *shares]
 
 
 def _costs(m: Measured) -> list[str]:
