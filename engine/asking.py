@@ -78,7 +78,6 @@ class Asking:
         prompts, longest = self._first_prompts(), self._longest_prompt() + self._max_new_tokens
         started = now()
         with open_backend(setup, longest) as (backend, judge):
-            setup.ran = backend.attention
             warmup_s = now() - started + self._warm_up(backend, judge, prompts) if prompts else None
             answers, timings = list(self._earlier), list[SequenceTiming]()
             setup.on_event(Phase("measure", f"{len(self._todo)} problems"))
@@ -94,6 +93,7 @@ class Asking:
                 synchronise(setup.device)
                 wall_s = now() - started
             kv = backend.kv_bytes_peak
+            setup.ran = backend.attention
         self._reporter.finish()
         if setup.spec.strategy.samples > 1 and setup.spec.runtime.backend is Backend.TRANSFORMERS:
             setup.note(NO_SHARING)
@@ -118,6 +118,7 @@ class Asking:
     def _begin(self, problem: Problem, repeat: int) -> tuple[Prompts, Search]:
         setup = self._setup
         loaded, tokenizer = setup.loaded, setup.loaded.tokenizer
+        prompts = {name: maker.make(problem) for name, maker in self._prompts.items()}
         question = Question(
             problem=problem,
             max_new_tokens=self._max_new_tokens,
@@ -131,8 +132,8 @@ class Asking:
             shared=self._shared,
             key=stream_key(setup.spec.seed, repeat, problem.id, OWN_NUMBERS),
             layers=loaded.shape.layers or None,
+            room=None if loaded.context is None else loaded.context - len(prompts[None].ids),
         )
-        prompts = {name: maker.make(problem) for name, maker in self._prompts.items()}
         return prompts, begin(question, setup.spec.strategy)
 
     def _answer(self, job: Job) -> Answer:

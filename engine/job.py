@@ -95,6 +95,8 @@ class Job:
             made = [self._growing(path, request) for path in request.paths]
         elif isinstance(request, Peek):
             made = [replace(self._row(path, request.model), peek=request.k) for path in request.paths]
+            context = self.asked.contexts[request.model]  # which the token that is chosen now may fill
+            self.cut_short |= context is not None and any(len(row.context) + 1 >= context for row in made)
         else:
             path = Path(0, request.ids[:-1])
             made = [replace(self._row(path, request.model), replay=len(request.ids))]

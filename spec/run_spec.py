@@ -165,6 +165,12 @@ class RunSpec:
                 "allows.",
                 field="runtime.backend",
             )
+        if self.strategy.guesses and self.runtime.caching is Caching.OFF:
+            raise SpecError(
+                f"The strategy {self.strategy.name} verifies guesses against what the cache holds, so the cache cannot "
+                "be off; leave caching at auto.",
+                field="runtime.caching",
+            )
         if self.task.kind == "perplexity" and not isinstance(self.strategy, Greedy):
             raise SpecError(
                 f"Perplexity scores a text and generates nothing, so the strategy {self.strategy.name!r} has no "

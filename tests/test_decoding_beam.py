@@ -29,10 +29,11 @@ def ends_of(model, prompt, count):
     return sorted({int(t) for t in written[0, len(prompt) + 2 :]})[:count]
 
 
-def search(model, prompt, strategy, ends, new=NEW, stop=()):
+def search(model, prompt, strategy, ends, new=NEW, stop=(), room=None):
     """Our beam search over plain forward passes."""
     asked = question(
         max_new_tokens=new,
+        room=room,
         is_end=lambda token: token in ends,
         decode=lambda ids: "".join(chr(100 + i) for i in ids),
         extract=lambda text: text,
@@ -146,3 +147,10 @@ def test_the_tree_has_a_step_for_each_stretch_between_forks():
         (0, "2", 2, Fate.FINISHED),
     ]
     assert outcome.tree[1].note == "rank 1 of 2: log-probability -0.50, -0.12 by length"
+
+
+def test_beams_end_where_the_context_of_the_model_does(model):
+    strategy = parse_strategy("beam:width=2")
+    whole = search(model, PROMPTS[0], strategy, (3,), new=4)
+    cut = search(model, PROMPTS[0], strategy, (3,), new=40, room=4)
+    assert [c.text for c in cut.candidates] == [c.text for c in whole.candidates]

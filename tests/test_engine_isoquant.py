@@ -13,7 +13,7 @@ from engine.models import ModelHost, load
 from engine.run import execute
 from engine.runtime.blocks import BLOCK
 from engine.runtime.plan import Plan
-from kernels.native import build
+from kernels.native import build, ops
 from spec.choices import Attention, Dtype
 from spec.errors import Cancelled, DoesNotFitError, SpecError
 from spec.results import Answered
@@ -306,4 +306,23 @@ def test_a_model_that_finds_no_room_is_given_back_whole(folders, monkeypatch):
     monkeypatch.setattr(isoquant, "available_bytes", lambda device: 1000)
     with pytest.raises(DoesNotFitError):
         opened(one, sole=True)
+    assert all(torch.equal(w, before[name]) for name, w in one.model.state_dict().items())
+
+
+@needs_forward
+def test_a_model_whose_laying_out_fails_is_given_back_whole(folders, monkeypatch):
+    one = load(resolve(str(folders["model"])), CPU, Dtype.FP32)
+    before = {name: w.clone() for name, w in one.model.state_dict().items()}
+    packed, plain = [], ops.pack
+
+    def pack(weight):
+        packed.append(weight)
+        if len(packed) == 5:
+            raise MemoryError
+        return plain(weight)
+
+    monkeypatch.setattr(ops, "pack", pack)
+    with pytest.raises(DoesNotFitError, match="laid out anew"):
+        opened(one, sole=True)
+    assert len(packed) == 5
     assert all(torch.equal(w, before[name]) for name, w in one.model.state_dict().items())

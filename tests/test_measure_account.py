@@ -295,3 +295,11 @@ def test_the_shape_of_a_model_says_what_an_exit_saves():
     full = [shape.layers] * 5
     assert exit_savings(shape, full, 10) == pytest.approx(-2.0 * shape.head_parameters * (shape.layers - 1) * 4)
     assert exit_savings(shape, [shape.layers, 1], 10) > exit_savings(shape, [shape.layers, 2], 10)
+
+
+def test_no_head_is_charged_before_the_first_layer_a_token_may_leave_at():
+    shape = model_shape(known("llama"))
+    full = [shape.layers] * 5
+    assert exit_savings(shape, full, 10, first=shape.layers) == 0
+    made = bill(grown(4, [(0, 13)], exits=(2, 2, 2, 2)), row(text(10), exit=Exit(0.9, False, 2)))
+    assert made.flops_total == spans_flops(SHAPE, [(0, 13)])

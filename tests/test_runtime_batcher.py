@@ -208,3 +208,21 @@ def test_equal_contexts_that_do_not_stand_together_find_each_others_blocks():
     assert [g.cached for g in found] == [0, 0, 39]
     assert found[0].extension.ids == found[2].extension.ids
     assert Counter(len(g.spans) for g in found) == {1: 3}
+
+
+def test_a_static_batch_that_runs_wants_nothing():
+    made = batcher(MODEL, batch_size=2, static=True)
+    made.submit([row(text(5), 2), row(text(6), 20)])
+    steps = (made.step(quiet) for _ in range(20))
+    assert any(len(ended) == 1 for ended in steps)
+    assert made.open == 1
+    assert not made.wanting
+    while made.busy:
+        made.step(quiet)
+    assert made.wanting
+
+
+def test_more_choices_than_there_are_words_are_all_words():
+    (found,) = run(MODEL, [row(text(5), 0, peek=5000)])
+    vocabulary = MODEL.config.vocab_size
+    assert sorted(token for token, _ in found.choices) == list(range(vocabulary))

@@ -258,3 +258,15 @@ def test_a_draft_model_of_another_vocabulary_and_the_model_itself_are_refused(tm
     with pytest.raises(SpecError, match="another vocabulary") as error:
         IsoquantBackend({None: target, "d": other}, layout)
     assert error.value.field == "strategy"
+
+
+def test_behind_its_own_context_a_draft_model_guesses_nothing():
+    short = causal("llama", max_position_embeddings=32)
+    short.load_state_dict(TARGET.state_dict())
+    drafter = drafter_of(short)
+    drafter._context = 32
+    found = drain(batcher(TARGET, drafter=drafter), [row(text(20), 30, draft=Draft("d", 4))])
+    assert ids(found) == [written(text(20), 30)]
+    # It is the target itself: all it guesses is right, up to the thirteenth token, which the last of its context gives.
+    assert found[0].accepted == found[0].drafted > 8
+    assert max(end for _, end in found[0].draft_spans) == 32

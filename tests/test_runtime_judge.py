@@ -188,3 +188,27 @@ def test_a_config_that_says_nonsense_is_refused(tmp_path, how, words):
 def test_a_separator_model_without_its_head_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no head named score"):
         load(mark(make_model(tmp_path), kind="separator", token="#"))
+
+
+def test_a_solution_longer_than_the_cache_is_refused_in_words(reward, monkeypatch):
+    mine = judge(reward)
+    mine.close()
+    monkeypatch.setattr("engine.runtime.judge.available_bytes", lambda d: 5 * 9 * mine._runner.block_bytes)
+    small = judge(reward)
+    small._pool.count = 0
+    small._pool._free.clear()
+    with pytest.raises(DoesNotFitError, match="KV cache of a solution of"):
+        small.score(ITEMS[:1], lambda n: None)
+    small.close()
+
+
+def test_memory_that_runs_out_is_said_in_words(reward, monkeypatch):
+    mine = judge(reward)
+
+    def full(batch):
+        raise MemoryError
+
+    monkeypatch.setattr(mine._runner, "states", full)
+    with pytest.raises(DoesNotFitError, match="at once"):
+        mine.score(ITEMS, lambda n: None)
+    mine.close()

@@ -295,3 +295,62 @@ def test_the_greedy_token_is_the_first_of_the_highest_scores(path):
     assert max(best) < half
     assert len(set(best)) > 3
     runner.close()
+
+
+@needs_kernels
+def test_gates_far_from_zero_are_closed_or_open():
+    """exp(-gate) leaves the numbers of fp32 at a gate of -89."""
+    model = causal("llama", seed=4)
+    with torch.no_grad():
+        for layer in model.base_model.layers:
+            layer.mlp.gate_proj.weight.mul_(400)
+    runner = runner_for(model, CPU)
+    assert runner.name == "paged, native forward"
+    gates = []
+    model.base_model.layers[0].mlp.gate_proj.register_forward_hook(lambda m, i, o: gates.append(o))
+    expected = plain(model, text(30))
+    assert gates[0].min() < -120
+    assert gates[0].max() > 120
+    runner.allocate(2)
+    rows = np.arange(30, dtype=np.int32)
+    batch = Batch(np.array(text(30), dtype=np.int32), rows, np.zeros_like(rows), rows[None, :2].copy(), rows)
+    found = runner.logits(batch)
+    assert (found - expected).abs().max() < 1e-3 * expected.std()
+    runner.close()
+
+
+def test_a_reason_against_recording_outlives_the_trial(fixed):
+    runner = runner_for(known("llama"), CPU, native=False)
+    runner._graphs.reason = "it waits"
+    runner.allocate(3)
+    assert runner._graphs.reason == "it waits"
+    rows = np.zeros(1, dtype=np.int32)
+    fixed.clear()
+    runner.logits(Batch(rows, rows, rows, rows[None], rows))
+    assert not fixed
+    runner.close()
+
+
+def test_those_that_write_go_before_pieces_where_a_batch_is_padded(fixed):
+    made = batcher(known("llama"), batch_size=3, budget=64, native=False)
+    try:
+        made.submit([row(text(5), 20, (0,)), row(text(9), 20, (1,))])
+        made.step(lambda tokens: None)
+        made.submit([row(text(40), 20, (2,))])
+        made.seen.clear()
+        made.step(lambda tokens: None)
+        assert [batch.m for batch in made.seen] == [2, 40]
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_kernels), False])
+def test_rounding_in_a_deep_model_is_no_reason_to_refuse_it(native):
+    model = causal("qwen2", num_hidden_layers=32, vocab_size=2000).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn_like(parameter) * 1.2 * parameter.shape[-1] ** -0.5)
+    runner = runner_for(model, CPU, native)
+    assert runner.name == ("paged, native forward" if native else "paged, native kernel")
+    runner.close()

@@ -226,3 +226,10 @@ def test_text_of_a_hostile_value_is_escaped_and_cut():
         parse_strategy("\x1b[31m" + "x" * 500)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("strategy", ["speculative", "lookup"])
+def test_guesses_need_a_cache(strategy):
+    with pytest.raises(SpecError, match="cache cannot be off") as caught:
+        RunSpec("lab-s", strategy=parse_strategy(strategy), runtime=Runtime(caching=Caching.OFF))
+    assert caught.value.field == "runtime.caching"

@@ -71,7 +71,7 @@ class IsoquantBackend:
         elif draft is not None:
             _check_same_words(self.loaded, models[draft])
             runner, pool = self._run(models[draft])
-            self._drafter = ModelDrafter(runner, pool, layout.plan.batch_size)
+            self._drafter = ModelDrafter(runner, pool, layout.plan.batch_size, models[draft].context)
         for name, loaded in models.items():
             if name is not None and loaded.model is self.loaded.model:
                 self._batchers[name] = self._batchers[None]
@@ -88,6 +88,12 @@ class IsoquantBackend:
                 f"{loaded.name} does not run on the isoquant back end: {error}; choose the transformers back end.",
                 field="runtime.backend",
             ) from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            free = available_bytes(loaded.device)
+            what = f"The weights of {loaded.name}, laid out anew,"
+            raise does_not_fit(what, None, free, loaded.device, "choose a smaller model or number format.") from None
         self._runners.append(runner)
         if self._layout.exits and not hasattr(runner, "exiting"):
             raise SpecError(

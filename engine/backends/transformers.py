@@ -146,7 +146,8 @@ class TransformersBackend:
         ids, mask = pad_left([r.context for r in rows], self.loaded.tokenizer.pad_id, self.loaded.device)
         positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self._takes_positions else {}
         output = self.loaded.model(input_ids=ids, attention_mask=mask, use_cache=False, **positions)
-        found = output.logits[:, -1].float().log_softmax(-1).topk(max(r.peek for r in rows))
+        scores = output.logits[:, -1].float().log_softmax(-1)
+        found = scores.topk(min(max(r.peek for r in rows), scores.shape[-1]))
         tokens, values = found.indices.tolist(), found.values.tolist()
         on_step(len(rows))
         return [

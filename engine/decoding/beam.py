@@ -43,7 +43,7 @@ def beam(question: Question, strategy: Beam) -> Search:
     """The most likely whole that holds an answer."""
     width, tree = strategy.width, BeamTree()
     beams, wholes = [Beginning()], list[Whole]()
-    for length in range(1, question.max_new_tokens + 1):
+    for length in range(1, _longest(question) + 1):
         norm = length**strategy.length_penalty
         ranked = yield from _continued(question, beams, width)
         wholes += [Whole(tree.record(b), b.logprob / norm) for b in ranked[:width] if b.finish]
@@ -58,7 +58,7 @@ def _continued(
     question: Question, beams: Sequence[Beginning], width: int
 ) -> Generator[Request, Result, list[Beginning]]:
     """The continuations of all beams by falling probability, as far down as ``width`` unfinished ones or the end."""
-    last = len(beams[0].ids) + 1 == question.max_new_tokens
+    last = len(beams[0].ids) + 1 == _longest(question)
     k = 2 * width
     while True:
         choices: Any = yield Peek(tuple(Path(0, b.ids) for b in beams), k)
@@ -85,7 +85,12 @@ def _finish(question: Question, ids: tuple[int, ...]) -> str | None:
         tail = question.decode(ids[-reach:])
         if any(s in tail for s in question.stop):
             return "stop"
-    return "length" if len(ids) == question.max_new_tokens else None
+    return "length" if len(ids) == _longest(question) else None
+
+
+def _longest(question: Question) -> int:
+    """Tokens of the longest solution that the question allows and the model can read."""
+    return question.max_new_tokens if question.room is None else min(question.max_new_tokens, question.room)
 
 
 def _text(question: Question, ids: tuple[int, ...]) -> str:

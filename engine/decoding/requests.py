@@ -161,6 +161,7 @@ class Question:
         shared: one object for all problems of a run, for strategies that learn as they go.
         key: 64-bit key of this problem's own random numbers, apart from those of its streams.
         layers: of the run's model; None where that is not known.
+        room: tokens that its context has left behind the prompt; None where it has no limit.
     """
 
     problem: Problem
@@ -175,6 +176,7 @@ class Question:
     shared: Any = None
     key: int = 0
     layers: int | None = None
+    room: int | None = None
 
 
 Search: TypeAlias = Generator[Request, Result, Outcome]

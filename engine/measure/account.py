@@ -56,7 +56,7 @@ class Account:
         self.exits.update(exits)
         total, found = spans_flops(shape, grown.spans), spans_flops(shape, [(0, grown.cached)])
         if total is not None and exits:
-            total -= exit_savings(shape, exits, len(row.context))
+            total -= exit_savings(shape, exits, len(row.context), row.exit.first if row.exit else 1)
         active = shape.active_parameters
         self._add(None if active is None else 2.0 * active * written, total, found)
         if grown.draft_spans and self.shapes.draft is not None:

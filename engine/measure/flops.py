@@ -127,12 +127,12 @@ def spans_flops(shape: ModelShape, spans: Iterable[tuple[int, int]]) -> float | 
     return None if shape.active_parameters is None else sum(c or 0.0 for c in costs)
 
 
-def exit_savings(shape: ModelShape, exits: Sequence[int], context: int) -> float:
+def exit_savings(shape: ModelShape, exits: Sequence[int], context: int, first: int = 1) -> float:
     """What early exits spared of the operations of full depth: less what looking for an exit cost, so it can be < 0.
 
     ``exits``: layers that each token took; the first came from a context of ``context`` tokens at full depth. A token
     that leaves after l of L layers spares the others, but for their keys and values, and has paid for the output head
-    after each layer it was looked at, where full depth pays once.
+    after each layer it was looked at, from the ``first`` on, where full depth pays once.
     """
     if shape.active_parameters is None:
         return 0.0
@@ -142,5 +142,5 @@ def exit_savings(shape: ModelShape, exits: Sequence[int], context: int) -> float
     for i, depth in enumerate(exits[1:]):
         skipped = layers - depth
         saved += 2.0 * skipped * layer + 4.0 * shape.heads * shape.head_dim * skipped * (context + i + 1)
-        saved -= 2.0 * shape.head_parameters * (depth - 1)
+        saved -= 2.0 * shape.head_parameters * max(0, depth - first)
     return saved

@@ -59,7 +59,8 @@ class Batcher:
     @property
     def wanting(self) -> bool:
         """Whether it could start more rows at once than it holds."""
-        return self._admission.queue.rows < self._running.open
+        full = self._plan.static and bool(self._running)  # what came now would wait for the whole batch
+        return not full and self._admission.queue.rows < self._running.open
 
     @property
     def busy(self) -> bool:
@@ -123,7 +124,8 @@ class Batcher:
     def _lay_out(self) -> list[list[Work]]:
         """What the step processes, with blocks for all of it: writers first, then prompts as far as the budget goes.
 
-        Two lists at most, a forward pass each: those that may leave the model early go by themselves.
+        Each list is a forward pass: those that may leave the model early go by themselves, and where the runner pads to
+        the longest piece, those that write go before the others.
         """
         budget, work = self._plan.budget, list[Work]()
         for sequence in sorted(self._running.sequences, key=_left):
@@ -139,8 +141,12 @@ class Batcher:
                 work.append(Work(sequence, tokens, end, exits))
                 budget -= len(tokens)
         work = [w for w in work if w.sequence.slot >= 0]
-        early = [w for w in work if w.exits]
-        return [part for part in ([w for w in work if not w.exits] if early else work, early) if part]
+        early, rest = [w for w in work if w.exits], [w for w in work if not w.exits]
+        if self._runner.pads:
+            parts = [[w for w in rest if len(w.tokens) == 1], [w for w in rest if len(w.tokens) > 1], early]
+        else:
+            parts = [rest, early]
+        return [part for part in parts if part]
 
     def _process(self, work: list[Work]) -> None:
         self._copy()
@@ -196,7 +202,7 @@ class Batcher:
         """What a row gets that is not simply extended by a token."""
         sequence, row = work.sequence, work.sequence.row
         if row.peek:
-            top = logits[0].float().log_softmax(-1).topk(row.peek)
+            top = logits[0].float().log_softmax(-1).topk(min(row.peek, logits.shape[-1]))
             choices = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
             self._running.publish(sequence)
             sequence.token_s.append(now())  # the work of one token, which the strategy chooses

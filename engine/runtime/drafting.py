@@ -148,10 +148,14 @@ class _State:
 
 
 class ModelDrafter:
-    """Guesses with a smaller model of the same vocabulary, on a runner and blocks of its own."""
+    """Guesses with a smaller model of the same vocabulary, on a runner and blocks of its own.
 
-    def __init__(self, runner: Runner, pool: BlockPool, batch_size: int) -> None:
+    ``context``: the longest text it can read; it guesses nothing behind that.
+    """
+
+    def __init__(self, runner: Runner, pool: BlockPool, batch_size: int, context: int | None = None) -> None:
         self._runner = runner
+        self._context = context
         self.pool = pool
         self._states: dict[Sequence, _State] = {}
         self._free = list(range(batch_size - 1, -1, -1))
@@ -159,7 +163,7 @@ class ModelDrafter:
 
     def propose(self, sequences: Seq[Sequence]) -> None:
         """See Drafter. A sequence for which it has no blocks left gets no guesses."""
-        going = [s for s in sequences if room(s) > 0]
+        going = [s for s in sequences if self._room(s) > 0]
         for sequence in sequences:
             sequence.proposed = []
         for sequence in going:
@@ -180,6 +184,11 @@ class ModelDrafter:
         if state is not None:
             self.pool.release(state.table)
             self._free.append(state.slot)
+
+    def _room(self, sequence: Sequence) -> int:
+        """How many guesses make sense and can be made."""
+        left = room(sequence)
+        return left if self._context is None else min(left, self._context - len(sequence.tokens) + 1)
 
     def _state(self, sequence: Sequence) -> _State:
         found = self._states.get(sequence)
@@ -216,7 +225,7 @@ class ModelDrafter:
             self.pool.commit(state.table, sequence.tokens, min(state.computed, len(sequence.row.context)))
         for i, sequence in enumerate(going):
             sequence.proposed.append(self._pick(sequence, states[i], logits[i : i + 1], texts[i]))
-        return [s for s in going if len(s.proposed) < room(s)]
+        return [s for s in going if len(s.proposed) < self._room(s)]
 
     def _pick(self, sequence: Sequence, state: _State, logits: torch.Tensor, text: list[int]) -> int:
         row = sequence.row

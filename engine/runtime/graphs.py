@@ -86,7 +86,8 @@ class Graphs:
         step.fill(batch)
         if graph is None or scores is None:
             return self._forward(step)[: batch.m]
-        graph.replay()
+        with torch.cuda.device(self._device):
+            graph.replay()
         return scores[: batch.m]
 
     def _record(
@@ -96,21 +97,24 @@ class Graphs:
         if self._device.type != "cuda":
             return step, None, None
         step.fill(batch)  # what warms up writes just what the step itself will write again
-        try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._forward(step)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                scores = self._forward(step)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # an operation of this model that cannot be recorded
-            self.reason = str(error).partition("\n")[0]
-            return step, None, None
+        with torch.cuda.device(self._device):  # a graph holds what was launched on the device that is current
+            before = torch.cuda.current_stream()
+            try:
+                stream = torch.cuda.Stream()
+                stream.wait_stream(before)
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UP):
+                        self._forward(step)
+                before.wait_stream(stream)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self._pool):
+                    scores = self._forward(step)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # an operation of this model that cannot be recorded
+                torch.cuda.set_stream(before)  # where the recording broke off, its own stream is still the current one
+                self.reason = str(error).partition("\n")[0]
+                return step, None, None
         return step, graph, scores
 
 

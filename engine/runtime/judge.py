@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-from engine.devices import available_bytes, does_not_fit
+from engine.devices import available_bytes, does_not_fit, is_out_of_memory, release
 from engine.reward_kinds import Laid, Wanted, read, scores, wanted
 from engine.rewards import RewardModel, Scored
 from engine.runtime.batch import Batch
@@ -56,11 +56,13 @@ class RuntimeJudge:
         fitting = int(available_bytes(reward.device) * SHARE) // self._runner.block_bytes
         if fitting < one:
             self.close()
-            what = f"The KV cache of one solution in {reward.name}"
-            free = available_bytes(reward.device)
-            raise does_not_fit(what, one * self._runner.block_bytes, free, reward.device, "lower task.max_new_tokens.")
+            raise self._too_small(f"The KV cache of one solution in {reward.name}", one * self._runner.block_bytes)
         self._pool = BlockPool(min(fitting, 2 * one * batch_size), share=share)
-        self._runner.allocate(self._pool.count)
+        try:
+            self._runner.allocate(self._pool.count)
+        except BaseException:
+            self.close()
+            raise
         self._known: dict[bytes, float] = {}
 
     @property
@@ -77,6 +79,10 @@ class RuntimeJudge:
         """See Judge."""
         self._runner.close()
 
+    def _too_small(self, what: str, size: int | None = None) -> Exception:
+        device = self._reward.device
+        return does_not_fit(what, size, available_bytes(device), device, "lower task.max_new_tokens or the batch size.")
+
     def score(self, items: list[tuple[str, str]], on_step: Callable[[int], None]) -> list[Scored]:
         """See Judge."""
         laid = [self._reward.kind.lay_out(prompt, text) for prompt, text in items]
@@ -92,7 +98,7 @@ class RuntimeJudge:
                 self._read(batch, on_step)
                 batch = []
             if not text.table.blocks and not self._place(text):
-                raise OutOfBlocks
+                raise self._too_small(f"The KV cache of a solution of {text.laid.end:,} tokens in {self._reward.name}")
             batch.append(text)
         if batch:
             self._read(batch, on_step)
@@ -191,7 +197,13 @@ class RuntimeJudge:
     def _pass(self, batch: list[_Text], on_step: Callable[[int], None]) -> torch.Tensor:
         """The states at the wanted positions of all texts; afterwards what was read can be found."""
         on_step(0)
-        states = self._runner.states(self._batch(batch))
+        try:
+            states = self._runner.states(self._batch(batch))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            release(self._reward.device)
+            raise self._too_small(f"{len(batch)} solutions in {self._reward.name} at once") from None
         for text in batch:
             self._pool.release(text.table, text.laid.ids, text.laid.end)
         return states

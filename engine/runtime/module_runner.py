@@ -33,6 +33,7 @@ class ModuleRunner:
         # The kernel reads two dimensions of a key at a time.
         fits = all(s.key_dim == s.value_dim and s.key_dim % 2 == 0 for s in self._shapes)
         self._native = device.type == "cpu" and build.reason() is None and fits
+        self.pads = not self._native
         self._fixed = fixed or device.type == "cuda"
         self._graphs: Graphs | None = None
         self._kv: KvCache | None = None
@@ -59,10 +60,12 @@ class ModuleRunner:
 
     def allocate(self, count: int) -> None:
         """See Runner."""
+        reason = self._graphs.reason if self._graphs is not None else None
         self._kv = self._graphs = None
         self._kv = KvCache(self._shapes, count + self._fixed, self._dtype, self._device)
         if self._fixed:
             self._graphs = Graphs(self._decode, spare=count, device=self._device)
+            self._graphs.reason = reason
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See Runner."""

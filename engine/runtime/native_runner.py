@@ -55,6 +55,7 @@ class NativeRunner:
     """
 
     name = "paged, native forward"
+    pads = False
 
     def __init__(self, model: Any, dtype: torch.dtype, sole: bool = False) -> None:
         self._model = model
@@ -72,8 +73,12 @@ class NativeRunner:
         self.block_bytes = block_bytes(self._shapes, dtype)
         self._kv: KvCache | None = None
         self._scratch = ops.Scratch()
-        self._layers = (ops.Layer * self.layers)(*(self._layer(i, m) for i, m in enumerate(inner.layers)))
-        self._native = self._describe()
+        try:
+            self._layers = (ops.Layer * self.layers)(*(self._layer(i, m) for i, m in enumerate(inner.layers)))
+            self._native = self._describe()
+        except BaseException:
+            self._give_back()
+            raise
         self._x = self._work = self._out = self._states = torch.empty(0)
         self._embed, self._run, self._head, self._by_reference = ops.forward_of(self._native)
 
@@ -125,12 +130,14 @@ class NativeRunner:
 
     def _take(self, linears: list[nn.Linear]) -> int:
         """The matrices one above the other, packed."""
-        address = self._pack(torch.cat([m.weight for m in linears]) if len(linears) > 1 else linears[0].weight)
-        if self._sole:
-            self._taken.append((linears, self._held[-1]))
-            for module in linears:
-                module.weight.data = module.weight.new_empty(0)
-        return address
+        weight = torch.cat([m.weight for m in linears]) if len(linears) > 1 else linears[0].weight
+        if not self._sole:
+            return self._pack(weight)
+        packed = ops.pack(weight.detach())
+        self._taken.append((linears, packed))
+        for module in linears:
+            module.weight.data = module.weight.new_empty(0)
+        return packed.data_ptr()
 
     def _give_back(self) -> None:
         while self._taken:
@@ -218,6 +225,7 @@ class NativeRunner:
     # ---- calls
 
     def _through(self, batch: Batch, start: int, end: int) -> None:
+        assert int(batch.positions.max()) < len(self._cos), "a position beyond the model's context"
         self._grow(batch.m)
         self._embed(self._by_reference, batch.m, _at(batch.tokens), _ptr(self._x))
         rows = ops.Rows.of(batch.positions, batch.slots, batch.tables)

@@ -15,12 +15,13 @@ class Runner(Protocol):
     """Runs batches of one model.
 
     ``name`` says what computes, for the record. ``block_bytes``: of one KV block, known before ``allocate``.
-    ``dtype``: of the weights.
+    ``dtype``: of the weights. ``pads``: a batch costs as if each of its sequences had as many tokens as the longest.
     """
 
     block_bytes: int
     vocab: int
     dtype: torch.dtype
+    pads: bool
 
     @property
     def name(self) -> str:

@@ -49,9 +49,11 @@ static inline vec splat(float x) { return x - (vec){}; }
 static inline float sum(vec v) { float s = 0; for (int i = 0; i < W; i++) s += v[i]; return s; }
 static inline vec vmax(vec a, vec b) { return a > b ? a : b; }
 
-// exp(x) for x <= 88, to about 2 ulp: Cody-Waite reduction and a polynomial of degree 6 (Cephes expf).
+// exp(x) to about 2 ulp, from -87 to 88 and with the ends' values beyond: Cody-Waite reduction and a polynomial of
+// degree 6 (Cephes expf).
 static inline vec vexp(vec x) {
     x = vmax(x, splat(-87.0f));
+    x = x < splat(88.0f) ? x : splat(88.0f);
     vec n = x * 1.44269504088896341f;
     ivec k = __builtin_convertvector(n + (n >= 0 ? splat(0.5f) : splat(-0.5f)), ivec);
     vec f = __builtin_convertvector(k, vec);

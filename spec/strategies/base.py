@@ -24,6 +24,7 @@ class Strategy:
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     needs_runtime: ClassVar[bool] = False
+    guesses: ClassVar[bool] = False  # whether tokens are guessed ahead, and verified
 
     def __post_init__(self) -> None:
         validate(self, self.name)

@@ -16,6 +16,7 @@ class Drafted(Strategy):
     """Base of the strategies whose tokens are guessed and then verified; greedy at temperature 0."""
 
     needs_runtime: ClassVar[bool] = True
+    guesses: ClassVar[bool] = True
     temperature: float = parameter(0.0, low=0.0, high=5.0, help=f"{TEMPERATURE} 0 is greedy.")
     top_k: int = top_k()
     top_p: float = top_p()
