@@ -35,3 +35,8 @@ if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__.split(
 fi
 echo "Installing $requirements ..."
 "${pip[@]}" install -q -r "$requirements"
+# The Triton kernels are checked without a GPU: interpreted, and compiled for GPUs that are not there. PyTorch for NVIDIA
+# GPUs brings its own Triton.
+if [[ $requirements == *dev* ]] && "$venv/bin/python" -c "import torch, sys; sys.exit(torch.version.cuda is not None)"; then
+  "${pip[@]}" install -q --no-deps triton==3.6.0 || echo "No Triton for this machine: its kernels' tests are skipped."
+fi

@@ -207,11 +207,11 @@ def fixed(monkeypatch):
     sizes = []
 
     class Runner(module_runner.ModuleRunner):
-        def __init__(self, *given):
-            super().__init__(*given, fixed=True)
+        def __init__(self, *given, **more):
+            super().__init__(*given, fixed=True, **more)
 
-        def allocate(self, count):
-            super().allocate(count)
+        def allocate(self, *given):
+            super().allocate(*given)
             for tensor in (*self._kv.keys, *self._kv.values):
                 tensor.fill_(float("nan"))
 

@@ -102,7 +102,7 @@ class IsoquantBackend:
                 field="strategy",
             )
         pool = BlockPool(self._blocks(loaded, runner), share=self._layout.share and self._layout.plan.kv_cache)
-        runner.allocate(pool.count)
+        runner.allocate(pool.count, self._layout.plan.batch_size, self._layout.longest)
         self._pools.append((pool, runner.block_bytes))
         return runner, pool
 

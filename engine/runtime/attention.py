@@ -13,6 +13,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from engine.runtime import triton_attention
 from engine.runtime.batch import Batch, Ragged
 from engine.runtime.graphs import Decoding
 from engine.runtime.kv_cache import KvCache
@@ -63,13 +64,16 @@ class PagedLayer(CacheLayerMixin):
 class PagedCache(Cache):
     """What a model of transformers takes for its cache, over the blocks of a KvCache, for one step.
 
-    ``batch``: the same step for the C++ kernels, where they are to run.
+    ``batch``: the same step for the C++ kernels, where they are to run; ``triton``: the Triton kernels run.
     """
 
-    def __init__(self, kv: KvCache, ragged: Ragged | Decoding, batch: Batch | None = None) -> None:
+    def __init__(
+        self, kv: KvCache, ragged: Ragged | Decoding, batch: Batch | None = None, triton: bool = False
+    ) -> None:
         super().__init__(layers=[PagedLayer(self, i) for i in range(len(kv.shapes))])
         self.kv = kv
         self.ragged = ragged
+        self.triton = triton
         self.rows = None if batch is None else ops.Rows.of(batch.positions, batch.slots, batch.tables)
         self.scratch = None if batch is None else ops.Scratch()
 
@@ -99,7 +103,9 @@ def attend(
     q = query[0].transpose(0, 1)
     scale = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
     how = (scale, sliding_window or 0, float(softcap or 0.0), s_aux)
-    if paged.rows is None:
+    if paged.triton:
+        out = triton_attention.attend(q, paged.kv, module.layer_idx, paged.ragged, *how)
+    elif paged.rows is None:
         out = gathered(q, paged.kv, module.layer_idx, paged.ragged, *how)
     else:
         out = native(q, paged, module.layer_idx, *how)

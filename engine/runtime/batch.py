@@ -37,6 +37,17 @@ class Batch:
         return Ragged.of(self, device)
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A step for the Triton kernels, int32: ``tables`` [sequences, width], ``lengths`` [sequences] with the new tokens,
+    ``starts`` [sequences + 1] of each one's tokens; ``single``: each has one."""
+
+    tables: torch.Tensor
+    lengths: torch.Tensor
+    starts: torch.Tensor | None
+    single: bool
+
+
 class Ragged:
     """A batch as tensors on the device, made once for all layers of a step.
 
@@ -65,11 +76,33 @@ class Ragged:
         self.tables = _tensor(tables, device)
         self.blocks = _tensor(own, device)
         self.places = _tensor(batch.positions % BLOCK, device)
+        self._counts = counts
+        self._tiles: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Ragged:
         """From a batch."""
         return cls(batch, device)
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The same for the Triton kernels."""
+        device = self.tables.device
+        starts = np.concatenate([[0], np.cumsum(self._counts)])
+        lengths = self.query_positions.max(1).values + 1
+        one = int(self._counts.max()) == 1
+        return Pieces(self.tables.int(), lengths.int(), _tensor(starts, device).int(), one)
+
+    def tiles(self, group: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """How ``kernels.prefill`` cuts the step, for layers with so many query heads to a key/value head."""
+        from kernels.prefill.triton import tiles
+
+        key = group, rows
+        if key not in self._tiles:
+            device = self.tables.device
+            made = tiles(self._counts.tolist(), group, rows)
+            self._tiles[key] = tuple(torch.from_numpy(a).to(device, non_blocking=True) for a in made)  # type: ignore[assignment]
+        return self._tiles[key]
 
     @cached_property
     def key_positions(self) -> torch.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from engine.runtime.batch import Batch
+from engine.runtime.batch import Batch, Pieces
 from engine.runtime.blocks import BLOCK
 
 WARM_UP = 2  # passes before a recording: libraries choose their algorithms in the first ones
@@ -38,7 +38,18 @@ class Decoding:
         self.query = torch.arange(size, device=device)[:, None]
         self.back = torch.arange(size, device=device)
         self.query_positions = self.positions[:, None]
+        self.pieces = self.begin()
         self.key_positions = torch.arange(width * BLOCK, device=device)
+
+    def begin(self) -> Pieces:
+        """What follows from the arrays on the device, computed there: the first operations of a recording."""
+        self.pieces = Pieces(self.tables.int(), (self.positions + 1).int(), None, True)
+        return self.pieces
+
+    def clear(self) -> None:
+        """A step of rows that only fill up."""
+        nothing = np.zeros(0, dtype=np.int32)
+        self.fill(Batch(nothing, nothing, nothing, np.zeros((0, self.width), dtype=np.int32), nothing))
 
     def fill(self, batch: Batch) -> None:
         """Bring a step's arrays to the device, in one copy."""
@@ -60,12 +71,20 @@ class Decoding:
 class Graphs:
     """Runs decoding steps: recorded once and replayed on a GPU, as they are on a processor.
 
-    ``forward`` processes a Decoding and returns scores [size, vocabulary]. ``reason``: why steps are not recorded,
-    where recording has failed.
+    ``forward`` processes a Decoding and returns scores [size, vocabulary]. ``width``: of all tables, for attention that
+    takes no time for blocks behind a sequence's end; None where steps of different widths are recorded. ``reason``: why
+    steps are not recorded, where recording has failed.
     """
 
-    def __init__(self, forward: Callable[[Decoding], torch.Tensor], spare: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        forward: Callable[[Decoding], torch.Tensor],
+        spare: int,
+        device: torch.device,
+        width: int | None = None,
+    ) -> None:
         self.reason: str | None = None
+        self._width = width
         self._forward = forward
         self._spare = spare
         self._device = device
@@ -74,14 +93,16 @@ class Graphs:
 
     def serves(self, batch: Batch) -> bool:
         """Whether a batch is a decoding step: one token of each sequence, and all their scores are wanted."""
-        return self.reason is None and len(batch.wanted) == batch.m == len(np.unique(batch.slots))
+        single = len(batch.wanted) == batch.m == len(np.unique(batch.slots))
+        fits = self._width is None or int(batch.positions.max()) < self._width * BLOCK
+        return self.reason is None and single and fits
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Scores [sequences, vocabulary], valid until the next call."""
-        width = int(batch.positions.max()) // BLOCK + 1
-        key = padded(batch.m), max(LEAST_WIDTH, padded(width))
+        width = self._width or max(LEAST_WIDTH, padded(int(batch.positions.max()) // BLOCK + 1))
+        key = padded(batch.m), width
         if key not in self._steps:
-            self._steps[key] = self._record(*key, batch)
+            self._steps[key] = self._record(*key)
         step, graph, scores = self._steps[key]
         step.fill(batch)
         if graph is None or scores is None:
@@ -90,13 +111,18 @@ class Graphs:
             graph.replay()
         return scores[: batch.m]
 
-    def _record(
-        self, size: int, width: int, batch: Batch
-    ) -> tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]:
+    def prepare(self, batch_size: int) -> None:
+        """Record steps of all sizes up to ``batch_size``, where they have one width."""
+        sizes = dict.fromkeys(padded(n) for n in range(1, batch_size + 1))
+        for key in [(size, self._width) for size in sizes if self._width is not None]:
+            if self.reason is None and key not in self._steps:
+                self._steps[key] = self._record(*key)
+
+    def _record(self, size: int, width: int) -> tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]:
         step = Decoding(size, width, self._spare, self._device)
         if self._device.type != "cuda":
             return step, None, None
-        step.fill(batch)  # what warms up writes just what the step itself will write again
+        step.clear()  # every row writes to the spare block
         with torch.cuda.device(self._device):  # a graph holds what was launched on the device that is current
             before = torch.cuda.current_stream()
             try:

@@ -1,7 +1,8 @@
 """The tensors of a paged KV cache, one pair for each layer, and plain reading and writing of them.
 
-Keys lie transposed inside their block, ``[blocks, heads, dim, BLOCK]``, values as they come,
-``[blocks, heads, BLOCK, dim]``: a product of a query with a block of keys then runs along whole vectors.
+On a processor keys lie transposed inside their block, ``[blocks, heads, dim, BLOCK]``, values as they come,
+``[blocks, heads, BLOCK, dim]``: a product of a query with a block of keys then runs along whole vectors. For the Triton
+kernels both lie as they come (``rowwise``).
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ class KvShape:
 class KvCache:
     """``count`` blocks in all layers. Memory of a block that was never written is not touched."""
 
-    def __init__(self, shapes: Sequence[KvShape], count: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shapes: Sequence[KvShape], count: int, dtype: torch.dtype, device: torch.device, rowwise: bool = False
+    ) -> None:
+        self.rowwise = rowwise
         self.shapes = tuple(shapes)
         self.count = count
         self.dtype = dtype
         self.device = device
-        self.keys = [torch.empty(count, s.heads, s.key_dim, BLOCK, dtype=dtype, device=device) for s in shapes]
+        inner = [(BLOCK, s.key_dim) if rowwise else (s.key_dim, BLOCK) for s in shapes]
+        self.keys = [
+            torch.empty(count, s.heads, *i, dtype=dtype, device=device) for s, i in zip(shapes, inner, strict=True)
+        ]
         self.values = [torch.empty(count, s.heads, BLOCK, s.value_dim, dtype=dtype, device=device) for s in shapes]
 
     @property
@@ -51,7 +58,10 @@ class KvCache:
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, blocks: torch.Tensor, places: torch.Tensor) -> None:
         """Put ``k`` and ``v`` [tokens, heads, dim] of some tokens into their blocks, at their places [tokens]."""
-        self.keys[layer][blocks, :, :, places] = k
+        if self.rowwise:
+            self.keys[layer][blocks, :, places] = k
+        else:
+            self.keys[layer][blocks, :, :, places] = k
         self.values[layer][blocks, :, places] = v
 
     def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +71,7 @@ class KvCache:
         """
         n, width = tables.shape
         shape = self.shapes[layer]
-        keys = self.keys[layer][tables].permute(0, 2, 3, 1, 4)
+        keys = self.keys[layer][tables].permute(*((0, 2, 4, 1, 3) if self.rowwise else (0, 2, 3, 1, 4)))
         values = self.values[layer][tables].permute(0, 2, 1, 3, 4)
         return (
             keys.reshape(n, shape.heads, shape.key_dim, width * BLOCK),

@@ -10,6 +10,7 @@ import torch
 
 from engine.runtime.attention import NAME, PagedCache, Step
 from engine.runtime.batch import Batch, Ragged
+from engine.runtime.blocks import BLOCK
 from engine.runtime.graphs import Decoding, Graphs
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
 from kernels.native import build
@@ -19,11 +20,17 @@ class ModuleRunner:
     """See Runner. ``model`` is set to our attention until ``close``.
 
     ``fixed``: decoding steps are padded to a few sizes in arrays that stay where they are, which CUDA graphs need; on a
-    GPU always.
+    GPU always. ``triton``: attention by our Triton kernels, see ``triton_attention.reason``.
     """
 
     def __init__(
-        self, model: Any, shapes: Sequence[KvShape], dtype: torch.dtype, device: torch.device, fixed: bool = False
+        self,
+        model: Any,
+        shapes: Sequence[KvShape],
+        dtype: torch.dtype,
+        device: torch.device,
+        fixed: bool = False,
+        triton: bool = False,
     ) -> None:
         self._model = model
         self._shapes = tuple(shapes)
@@ -33,7 +40,8 @@ class ModuleRunner:
         # The kernel reads two dimensions of a key at a time.
         fits = all(s.key_dim == s.value_dim and s.key_dim % 2 == 0 for s in self._shapes)
         self._native = device.type == "cpu" and build.reason() is None and fits
-        self.pads = not self._native
+        self._triton = triton
+        self.pads = not (self._native or self._triton)
         self._fixed = fixed or device.type == "cuda"
         self._graphs: Graphs | None = None
         self._kv: KvCache | None = None
@@ -53,19 +61,23 @@ class ModuleRunner:
         """See Runner."""
         if self._native:
             return "paged, native kernel"
+        way = "paged, Triton" if self._triton else "paged, gathered"
         if self._device.type != "cuda":
-            return "paged, gathered"
+            return way
         reason = self._graphs.reason if self._graphs is not None else None
-        return "paged, gathered, CUDA graphs" if reason is None else f"paged, gathered (no CUDA graphs: {reason})"
+        return f"{way}, CUDA graphs" if reason is None else f"{way} (no CUDA graphs: {reason})"
 
-    def allocate(self, count: int) -> None:
+    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
         """See Runner."""
         reason = self._graphs.reason if self._graphs is not None else None
         self._kv = self._graphs = None
-        self._kv = KvCache(self._shapes, count + self._fixed, self._dtype, self._device)
+        self._kv = KvCache(self._shapes, count + self._fixed, self._dtype, self._device, rowwise=self._triton)
         if self._fixed:
-            self._graphs = Graphs(self._decode, spare=count, device=self._device)
+            width = -(-longest // BLOCK) if self._triton and longest is not None else None
+            self._graphs = Graphs(self._decode, spare=count, device=self._device, width=width)
             self._graphs.reason = reason
+            with torch.inference_mode():
+                self._graphs.prepare(batch_size)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See Runner."""
@@ -99,6 +111,7 @@ class ModuleRunner:
         return self._forward(model, tokens, ragged, batch if self._native else None, **more)
 
     def _decode(self, step: Decoding) -> torch.Tensor:
+        step.begin()
         logits: torch.Tensor = self._forward(self._model, step.tokens, step, None).logits[0]
         return logits
 
@@ -106,7 +119,7 @@ class ModuleRunner:
         self, model: Any, tokens: torch.Tensor, ragged: Ragged | Decoding, batch: Batch | None, **more: Any
     ) -> Any:
         assert self._kv is not None, "allocate() comes first"
-        paged = self._step.paged = PagedCache(self._kv, ragged, batch)
+        paged = self._step.paged = PagedCache(self._kv, ragged, batch, self._triton)
         return model(
             input_ids=tokens[None],
             position_ids=ragged.positions[None],

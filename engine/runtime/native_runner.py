@@ -154,7 +154,7 @@ class NativeRunner:
 
     # ---- Runner
 
-    def allocate(self, count: int) -> None:
+    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
         """See Runner."""
         self._kv = None
         self._kv = KvCache(self._shapes, count, self._dtype, torch.device("cpu"))

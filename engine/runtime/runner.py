@@ -28,8 +28,12 @@ class Runner(Protocol):
         """See above."""
         ...
 
-    def allocate(self, count: int) -> None:
-        """Make a KV cache of that many blocks; a former one is given up."""
+    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
+        """Make a KV cache of that many blocks; a former one is given up.
+
+        What steps of up to ``batch_size`` sequences with at most ``longest`` tokens each need is made ready, where the
+        runner can.
+        """
         ...
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -13,6 +13,7 @@ from engine.runtime.kv_cache import KvShape
 from engine.runtime.module_runner import ModuleRunner
 from engine.runtime.native_runner import NativeRunner, serves
 from engine.runtime.runner import Runner
+from engine.runtime.triton_attention import reason
 
 # Their rotary frequencies follow the longest sequence of a batch, so one request would change another's answer.
 BATCH_DEPENDENT = ("dynamic", "longrope")
@@ -49,12 +50,14 @@ def runner_for(model: Any, device: torch.device, native: bool = True, sole: bool
         if _error(runner, ids, expected, has_head(model)) is None:
             return runner
         runner.close()
-    found = ModuleRunner(model, shapes, model.dtype, device)
-    error = _error(found, ids, expected, has_head(model))
-    if error is not None:
+    error: str | None = None
+    for triton in (True, False) if device.type == "cuda" and reason(shapes, model.dtype) is None else (False,):
+        found = ModuleRunner(model, shapes, model.dtype, device, triton=triton)
+        error = _error(found, ids, expected, has_head(model))
+        if error is None:
+            return found
         found.close()
-        raise Unsupported(error)
-    return found
+    raise Unsupported(error or "")
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analysis.scaling import Sketch
-from lab import findings
+from scripts import findings
 from spec.strategy import parse_strategy
 
 

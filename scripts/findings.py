@@ -1,7 +1,7 @@
 """Measures the lab family with many strategies and writes the tables of ``docs/findings.md``.
 
-    python -m lab.findings                      # an hour on two CPU cores; what is measured already is kept
-    python -m lab.findings --tables             # only the tables, from what is there
+    python -m scripts.findings                      # an hour on two CPU cores; what is measured already is kept
+    python -m scripts.findings --tables             # only the tables, from what is there
 
 The runs go through the queue and a worker into a database like any user's (``lab/runs/findings.db``), and
 ``python cli.py submit`` with the options named on the page starts each of them too. The tables stand on the page
@@ -113,7 +113,7 @@ class Results:
     def _of(self, model: str, strategy: str) -> Measured:
         runs = self._store.runs.find_same(spec(model, strategy).key())
         if not runs:
-            raise SystemExit(f"{model} with {strategy} is not measured yet; run python -m lab.findings")
+            raise SystemExit(f"{model} with {strategy} is not measured yet; run python -m scripts.findings")
         run_id = str(runs[0]["run_id"])
         answers = self._store.answers.of_run(run_id, trees=False)
         return Measured(self._store.runs.get(run_id), tuple(s for a in answers if (s := sketch(a)) is not None))

@@ -1,0 +1,1 @@
+"""Attention of a decoding step over a paged KV cache."""

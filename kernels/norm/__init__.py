@@ -1,0 +1,1 @@
+"""RMS normalisation, with the residual sum before it."""

@@ -1,0 +1,1 @@
+"""Attention of prompts and pieces of prompts over a paged KV cache."""
