@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import HARDWARE, OTHER, answered, fill_many, fill_scaling, result
 
-from analysis.lines import Cost
+from analysis.lines import Cost, Line, Measured
 from analysis.published import POINTS
+from analysis.scaling import Point
 from spec.run_spec import RunSpec, TaskSpec
-from spec.strategy import Greedy, Majority
+from spec.strategy import Greedy, Majority, parse_strategy
 from store import Store, open_store
 from ui import data, scaling_chart, scaling_lines, scaling_page
 from ui.scaling_chart import card, look, scaling_figure
@@ -324,3 +325,13 @@ def test_a_new_run_appears_without_reading_the_old_answers_again(empty):
         store.runs.save(other, result(other, random.Random(0)))
         assert len(shown(store)[0].lines) == 2
         assert isinstance(store, Store)
+
+
+def test_the_table_names_what_each_point_spends():
+    point = Point(None, 1.0, 0.5, 0.4, 0.6, 10, "r")
+    strategy = parse_strategy("early-exit:threshold=0.99")
+    run = Measured("r", "lab-s", "fp32", strategy, 0.0, 10, 0.5, 0.4, 0.6, {})
+    exits = Line("lab-s", "early-exit", "policy=fixed", (run,), None, (point,))
+    vote = Line("lab-s", "majority", "", (), None, (replace(point, n=8),))
+    alone = Line("lab-s", "greedy", "", (), None, (point,))
+    assert scaling_page.frame((exits, vote, alone))["Budget"].tolist() == ["threshold 0.99", "n 8", ""]

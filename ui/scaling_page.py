@@ -9,8 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from analysis.format import percent
-from analysis.lines import Cost, Line
+from analysis.lines import BUDGETS, Cost, Line
 from analysis.published import SOURCE, TASK
+from analysis.scaling import Point
 from spec.choices import EnergyMethod
 from store import NotFound, Store
 from ui import components, data, tour
@@ -208,7 +209,7 @@ def _table(shown: Selected, cost: Cost) -> None:
             "From (%)": st.column_config.NumberColumn(format="%.1f", help="Lower end of the 95 % interval."),
             "To (%)": st.column_config.NumberColumn(format="%.1f", help="Upper end of the 95 % interval."),
             title: st.column_config.NumberColumn(format="%.3g", help=f"{cost.measure.formula.capitalize()}."),
-            "n": st.column_config.NumberColumn(format="%d", help="Samples per problem."),
+            "Budget": st.column_config.TextColumn(help="Samples per problem, or what else it spends more of."),
             "Problems": st.column_config.NumberColumn(format="%d"),
         },
         height=min(420, 38 + 35 * len(table)),
@@ -218,6 +219,15 @@ def _table(shown: Selected, cost: Cost) -> None:
     )
 
 
+def _budget(line: Line, point: Point) -> str:
+    """What tells a point from the others of its line."""
+    names = BUDGETS.get(line.strategy)
+    if names is None:
+        return "" if point.n is None else f"n {point.n}"
+    run = next(r for r in line.runs if r.run_id == point.run_id)
+    return ", ".join(f"{name} {getattr(run.strategy, name):g}" for name in names)
+
+
 def frame(lines: tuple[Line, ...]) -> pd.DataFrame:
     """The points as rows; ``x`` is the cost."""
     rows = [(line, point) for line in lines for point in line.points]
@@ -225,7 +235,7 @@ def frame(lines: tuple[Line, ...]) -> pd.DataFrame:
         {
             "Model": [line.model for line, _ in rows],
             "Strategy": [" ".join(filter(None, (line.strategy, line.variant))) for line, _ in rows],
-            "n": pd.array([p.n for _, p in rows], dtype="Int64"),
+            "Budget": [_budget(line, p) for line, p in rows],
             "Accuracy (%)": [100 * p.accuracy for _, p in rows],
             "From (%)": [100 * p.low for _, p in rows],
             "To (%)": [100 * p.high for _, p in rows],
