@@ -2,7 +2,8 @@
 
     python -m bench.gpu_check [--skip-training] [--minutes 8]
 
-1. Correctness: the GPU tests (`tests/test_gpu_*.py`) hold CUDA against the CPU. No figure is taken on a red test.
+1. Correctness: the GPU tests (`tests/test_gpu_*.py`) hold CUDA against the CPU, those of `tests/kernels` each Triton
+   kernel against fp64. No figure is taken on a red test.
 2. Figures: the lab models and the `shape:` models that fit, both number formats in one run, appended with hardware and
    commit to `bench/results/gpu_check.jsonl`.
 3. The larger lab model, if it is missing: trained here, because it takes hours on a CPU and minutes on a GPU.
@@ -60,6 +61,7 @@ def plan() -> list[RunSpec]:
 def check_correctness() -> bool:
     """Run the GPU tests; False when one failed or none ran."""
     tests = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_gpu_*.py"))
+    tests.append("tests/kernels")
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *tests], cwd=ROOT)
     return done.returncode == 0
 

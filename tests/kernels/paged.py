@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
 
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # PyTorch's own error against fp64 in these types, on such inputs, is half of this.
 LIMIT = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -32,6 +34,8 @@ class Paged:
             where = self.tables[i, at // page].long(), slice(None), at % page
             self.keys[where] = torch.randn(length, kv_heads, dim, generator=g).to(dtype)
             self.values[where] = torch.randn(length, kv_heads, value_dim or dim, generator=g).to(dtype)
+        self.keys, self.values = self.keys.to(DEVICE), self.values.to(DEVICE)
+        self.tables, self.lengths = self.tables.to(DEVICE), self.lengths.to(DEVICE)
 
     def quantized(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Keys and values of one byte with their scales [blocks, kv heads, page]; NaN scales where nothing is."""
@@ -69,12 +73,12 @@ def features(heads: int, seed: int = 1) -> dict[str, dict[str, Any]]:
         "plain": {},
         "window": {"window": 20},
         "softcap": {"softcap": 5.0},
-        "sinks": {"sinks": torch.randn(heads, generator=g)},
-        "slopes": {"slopes": torch.rand(heads, generator=g)},
+        "sinks": {"sinks": torch.randn(heads, generator=g).to(DEVICE)},
+        "slopes": {"slopes": torch.rand(heads, generator=g).to(DEVICE)},
         "all": {
             "window": 7,
             "softcap": 3.0,
-            "sinks": torch.randn(heads, generator=g),
-            "slopes": torch.rand(heads, generator=g),
+            "sinks": torch.randn(heads, generator=g).to(DEVICE),
+            "slopes": torch.rand(heads, generator=g).to(DEVICE),
         },
     }

@@ -3,18 +3,18 @@ import torch
 
 from kernels.prefill import reference
 from kernels.prefill.triton import prefill, tiles
-from tests.interpreted.paged import DTYPES, LIMIT, Paged, error, features
+from tests.kernels.paged import DEVICE, DTYPES, LIMIT, Paged, error, features
 
 HEADS = 8
 COUNTS, LENGTHS = (5, 40, 1, 17), (5, 90, 33, 40)  # whole prompts, a piece behind others, one token
 
 
 def check(paged, counts, limit, *, heads=HEADS, dim=64, dtype=torch.float32, rows=32, width=32, **how):
-    q = torch.randn(sum(counts), heads, dim, generator=torch.Generator().manual_seed(9)).to(dtype)
-    starts = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
+    q = torch.randn(sum(counts), heads, dim, generator=torch.Generator().manual_seed(9)).to(DEVICE, dtype)
+    starts = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32, device=DEVICE)
     given = (q, paged.keys, paged.values, paged.tables, paged.lengths, starts)
     expected, expected_lse = reference.prefill(*given, scale=0.2, **how)
-    cut = tuple(map(torch.from_numpy, tiles(counts, heads // paged.keys.shape[1], rows)))
+    cut = tuple(torch.from_numpy(a).to(DEVICE) for a in tiles(counts, heads // paged.keys.shape[1], rows))
     found, lse = prefill(*given, cut, scale=0.2, rows=rows, width=width, **how)
     assert error(found, expected) < limit
     assert ((lse.double() - expected_lse).abs() / expected_lse.abs().clamp(min=1)).max() < 3e-6

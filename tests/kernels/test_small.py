@@ -9,11 +9,11 @@ from kernels.rope import reference as rope_reference
 from kernels.rope.triton import rotate_and_store
 from kernels.swiglu import reference as swiglu_reference
 from kernels.swiglu.triton import gated
-from tests.interpreted.paged import DTYPES, LIMIT, error
+from tests.kernels.paged import DEVICE, DTYPES, LIMIT, error
 
 
 def drawn(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -48,21 +48,21 @@ def test_rotation_and_write(name, dim, turning, normed, cache):
     parts = packed.split([heads * dim, kv_heads * dim, kv_heads * dim], 1)
     q, k, v = (p.view(tokens, -1, dim) for p in parts)
     angle = drawn(tokens, turning // 2).abs().repeat(1, 2)
-    blocks, places = torch.tensor([0, 3, 3, 1, 2]), torch.tensor([0, 4, 5, 15, 7])
+    blocks, places = torch.tensor([[0, 3, 3, 1, 2], [0, 4, 5, 15, 7]], device=DEVICE)
     norms = {"q_norm": drawn(dim, dtype=dtype, seed=4), "k_norm": drawn(dim, dtype=dtype, seed=5)} if normed else {}
     shape = (4, kv_heads, page, dim)
-    expected_k, expected_v = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(2))
+    expected_k, expected_v = (torch.full(shape, torch.nan, dtype=torch.float64, device=DEVICE) for _ in range(2))
     given = (q, k, v, angle.cos(), angle.sin(), blocks, places)
     expected = rope_reference.rotate_and_store(*given, expected_k, expected_v, **norms)
     written = ~expected_k.isnan()
     if cache is None:
-        keys, values = (torch.full(shape, torch.nan).to(dtype) for _ in range(2))
+        keys, values = (torch.full(shape, torch.nan, device=DEVICE).to(dtype) for _ in range(2))
         found = rotate_and_store(*given, keys, values, **norms)
         assert torch.equal(~keys.isnan(), written)
         limit = LIMIT[dtype]
     else:
-        one, two = (torch.zeros(shape).to(cache) for _ in range(2))
-        scales = [torch.full(shape[:3], torch.nan) for _ in range(2)]
+        one, two = (torch.zeros(shape, device=DEVICE).to(cache) for _ in range(2))
+        scales = [torch.full(shape[:3], torch.nan, device=DEVICE) for _ in range(2)]
         found = rotate_and_store(*given, one, two, **norms, key_scales=scales[0], value_scales=scales[1])
         keys, values = (x.float() * s[..., None] for x, s in zip((one, two), scales, strict=True))
         assert torch.equal(~keys.isnan(), written)  # a scale for each token that was written, and for no other

@@ -4,7 +4,9 @@ import pytest
 
 from engine.runtime import module_runner, support
 from tests.batches import batcher, drain, greedy, ids, known, row, text
+from tests.kernels.paged import DEVICE
 
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU tests/test_gpu_engine.py runs whole models")
 CONTEXTS = (text(1), text(30), text(30), text(17))
 
 

@@ -3,7 +3,7 @@ import torch
 
 from kernels.decode import reference
 from kernels.decode.triton import decode
-from tests.interpreted.paged import DTYPES, LIMIT, Paged, error, features, tree
+from tests.kernels.paged import DEVICE, DTYPES, LIMIT, Paged, error, features, tree
 
 HEADS = 8
 
@@ -17,7 +17,7 @@ def check(paged, q, splits, limit, **how):
 
 
 def queries(n, new, heads, dim, dtype=torch.float32):
-    return torch.randn(n, new, heads, dim, generator=torch.Generator().manual_seed(9)).to(dtype)
+    return torch.randn(n, new, heads, dim, generator=torch.Generator().manual_seed(9)).to(DEVICE, dtype)
 
 
 @pytest.mark.parametrize("splits", [1, 3, 8])
@@ -65,7 +65,7 @@ def test_a_cache_of_one_byte_is_read_with_its_scales(dtype, splits):
 def test_a_draft_tree_sees_its_ancestors(splits):
     paged = Paged((6, 30, 100))
     masks = torch.tensor([tree([-1, 0, 0, 1, 2, 2]), tree([-1, 0, 1, 2, 3, 4]), tree([-1, -1, 0, 1, 3, 2])])
-    check(paged, queries(3, 6, HEADS, 64), splits, LIMIT[torch.float32], tree=masks)
+    check(paged, queries(3, 6, HEADS, 64), splits, LIMIT[torch.float32], tree=masks.to(DEVICE))
 
 
 def test_a_prefix_read_once_and_its_endings_merge_to_the_whole():
@@ -74,7 +74,7 @@ def test_a_prefix_read_once_and_its_endings_merge_to_the_whole():
     q = queries(1, 1, HEADS, 64)
     whole = decode(q, paged.keys, paged.values, paged.tables, paged.lengths, scale=0.2)[0]
     parts = [
-        decode(q, paged.keys, paged.values, paged.tables[:, a:], torch.tensor([n], dtype=torch.int32), scale=0.2)
+        decode(q, paged.keys, paged.values, paged.tables[:, a:], torch.full_like(paged.lengths, n), scale=0.2)
         for a, n in ((0, 64), (4, 32))
     ]
     weight = torch.stack([lse for _, lse in parts]).mul(0.6931471805599453).softmax(0)
