@@ -339,7 +339,7 @@ def test_the_first_visit_offers_one_button_that_queues_the_tour(empty, monkeypat
     monkeypatch.setattr(tour, "unavailable", lambda: None)
     at = visit()
     assert "Nothing has been measured here yet" in words(at)
-    assert [b.label for b in at.button] == [f"Take the tour: {len(tour_specs())} runs, two to three minutes"]
+    assert [b.label for b in at.button] == [f"Take the tour: {len(tour_specs())} runs, about a minute"]
     at.button[0].click().run()
     with open_store() as store:
         jobs = store.jobs.list()
@@ -358,7 +358,7 @@ def test_one_tour_at_a_time_and_another_after_it_was_cancelled(empty, monkeypatc
         assert len(jobs) == 6
         for job in jobs:
             store.jobs.request_cancel(job.job_id)
-    button(mine.run(), "Take the tour: 6 runs, two to three minutes").click().run()
+    button(mine.run(), "Take the tour: 6 runs, about a minute").click().run()
     with open_store() as store:
         assert len(store.jobs.list([JobState.QUEUED])) == 6
 

@@ -42,7 +42,7 @@ def offer(store: Store) -> None:
         components.worker_banner(store)
         return
     reason = unavailable()
-    label = f"Take the tour: {len(tour_specs())} runs, two to three minutes"
+    label = f"Take the tour: {len(tour_specs())} runs, about a minute"
     if st.button(label, type="primary", icon=":material/play_arrow:", disabled=reason is not None, key="tour"):
         start(store)
         st.rerun()
