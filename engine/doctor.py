@@ -1,4 +1,6 @@
-"""What works on this machine, what does not, and why. Looks and asks; changes nothing and calls no network by default.
+"""What works on this machine, what does not, and why. Looks and asks; calls no network by default.
+
+It changes nothing, but for the C++ kernels, which are compiled for this machine where that was not done yet.
 
 >>> {check.status for check in report()} <= {"ok", "warn", "fail"}
 True
@@ -47,7 +49,9 @@ def report(*, network: bool = False) -> list[Check]:
         check_package("transformers", "fail"),
         check_kernels(),
         check_package("math-verify", "warn"),
+        check_native(),
         *check_devices(),
+        *check_triton(),
         *check_energy(),
         check_memory(),
         check_sqlite(),
@@ -120,6 +124,30 @@ def check_devices() -> Iterator[Check]:
         yield Check("GPU", "ok", names or f"{usable} that NVML does not list")
     if seen:
         yield Check("GPU driver", "ok", seen[0]["driver"])
+
+
+def check_native() -> Check:
+    """Our C++ kernels for processors: compiled, or why not."""
+    try:
+        from kernels.native import build
+    except (ImportError, OSError):
+        return Check("C++ kernels", "warn", "not asked", "they need torch, which has a check of its own")
+    reason = build.reason()
+    if reason is None:
+        return Check("C++ kernels", "ok", "compiled for this machine")
+    advice = "runs on the processor are several times slower without; install g++ or clang++"
+    return Check("C++ kernels", "warn", reason, advice)
+
+
+def check_triton(version: Callable[[str], str | None] = hardware.package_version) -> Iterator[Check]:
+    """Our Triton kernels, where there is a GPU for them."""
+    if len(devices()) == 1:
+        return
+    found = version("triton")
+    if found is None:
+        yield Check("Triton kernels", "warn", "Triton is not installed", "attention on the GPU is slower without it")
+    else:
+        yield Check("Triton kernels", "ok", f"Triton {found}")
 
 
 def check_energy() -> Iterator[Check]:

@@ -8,6 +8,7 @@ import torch
 
 from engine import doctor
 from engine.catalog import ModelInfo
+from kernels.native import build
 
 
 def test_the_report_covers_the_machine_and_gives_advice_where_needed():
@@ -119,3 +120,21 @@ def test_ceilings_are_measured():
     assert found.copy_bytes_per_s > 0
     assert found.matmul_flop_per_s["fp32"] > 0
     assert found.to_dict()["matmul_side"] == 64
+
+
+def test_kernels_that_do_not_compile_say_why(monkeypatch):
+    monkeypatch.setattr(build, "reason", lambda: "there is no C++ compiler (g++)")
+    check = doctor.check_native()
+    assert (check.status, check.value) == ("warn", "there is no C++ compiler (g++)")
+    assert "install g++" in check.advice
+    monkeypatch.setattr(build, "reason", lambda: None)
+    assert doctor.check_native().status == "ok"
+
+
+def test_triton_is_asked_for_where_there_is_a_gpu(monkeypatch):
+    assert list(doctor.check_triton()) == [] or torch.cuda.is_available()
+    monkeypatch.setattr(doctor, "devices", lambda: ["cpu", "cuda:0"])
+    (missing,) = doctor.check_triton(lambda name: None)
+    assert missing.status == "warn"
+    (there,) = doctor.check_triton(lambda name: "3.6.0")
+    assert (there.status, there.value) == ("ok", "Triton 3.6.0")
