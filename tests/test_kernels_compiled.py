@@ -15,7 +15,7 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program
 FLAGS = {"WINDOW": 0, "SOFTCAP": False, "HAS_SINKS": False, "HAS_SLOPES": False, "UPCAST": False}
 POINTERS = dict.fromkeys(("KEY_SCALES", "VALUE_SCALES", "SLOPES", "SINKS", "LSE", "PARTS", "PART_LSE"), "*fp32")
 POINTERS |= dict.fromkeys(("TABLES", "LENGTHS", "STARTS", "TILE_SEQUENCE", "TILE_FIRST"), "*i32") | {"TREE": "*i64"}
-NUMBERS = dict.fromkeys(("q_row", "q_new", "q_head", "kv_block", "table_row", "splits"), "i32")
+NUMBERS = dict.fromkeys(("q_row", "q_new", "q_head", "table_row", "splits"), "i32")
 NUMBERS |= {"scale": "fp32", "softcap": "fp32"}
 
 

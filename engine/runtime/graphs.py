@@ -3,7 +3,8 @@
 A step of transformers' modules launches thousands of small operations, and on a GPU the time to launch them is most of
 a small batch's step. A graph launches them all at once, but it repeats exactly what was recorded: the same shapes at
 the same addresses. So steps in which each sequence feeds one token are padded up to a few sizes, and every size is
-recorded the first time it occurs. Rows that fill up write to a block of their own, which belongs to no sequence.
+recorded once: before a run, or where steps also differ in the width of their tables, as it first occurs. Rows that fill
+up write to a block of their own, which belongs to no sequence.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ class Decoding:
         self.query = torch.arange(size, device=device)[:, None]
         self.back = torch.arange(size, device=device)
         self.query_positions = self.positions[:, None]
-        self.pieces = self.begin()
         self.key_positions = torch.arange(width * BLOCK, device=device)
 
-    def begin(self) -> Pieces:
+        self.begin()
+
+    def begin(self) -> None:
         """What follows from the arrays on the device, computed there: the first operations of a recording."""
         self.pieces = Pieces(self.tables.int(), (self.positions + 1).int(), None, True)
-        return self.pieces
 
     def clear(self) -> None:
         """A step of rows that only fill up."""

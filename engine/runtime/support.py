@@ -18,14 +18,8 @@ from engine.runtime.triton_attention import reason
 # Their rotary frequencies follow the longest sequence of a batch, so one request would change another's answer.
 BATCH_DEPENDENT = ("dynamic", "longrope")
 _TEXTS = (31, 13)  # tokens of the two texts: beyond one block and within one
-_PIECES = (
-    (17, 5),
-    (3, 5),
-    (8, 1),
-    (1, 1),
-    (1, 1),
-    (1, 0),
-)  # a step like the one before is where a recording is replayed
+# The same step twice: where steps are recorded, the second one is replayed.
+_PIECES = ((17, 5), (3, 5), (8, 1), (1, 1), (1, 1), (1, 0))
 # Root mean square of the differences, as a share of the scores' spread, that arithmetic in another order may make.
 # What is computed wrongly comes to about 1. The largest difference would not do: it grows with the vocabulary.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.1}

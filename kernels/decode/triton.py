@@ -24,9 +24,19 @@ def _tanh(x):
 
 
 @triton.jit
+def _weigh(s, top, total):
+    """Weights of a tile's scores, and what the sums before shrink by: one step of the online softmax."""
+    higher = tl.maximum(top, tl.max(s, 1))
+    base = tl.where(higher == -float("inf"), 0.0, higher)  # a row that sees nothing here
+    p = tl.exp2(s - base[:, None])
+    shrink = tl.exp2(top - base)
+    return p, shrink, higher, total * shrink + tl.sum(p, 1)
+
+
+@triton.jit
 def _attend(
     Q, K, V, KEY_SCALES, VALUE_SCALES, TABLES, LENGTHS, TREE, SLOPES, SINKS, OUT, LSE, PARTS, PART_LSE,
-    q_row, q_new, q_head, kv_block, table_row, scale, softcap, splits,
+    q_row, q_new, q_head, table_row, scale, softcap, splits,
     GROUP: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr,
     PAGE: tl.constexpr, BN: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
@@ -92,12 +102,7 @@ def _attend(
         if WINDOW > 0:
             seen = seen & (t[None, :] > mine[:, None] - WINDOW)
         s = tl.where(seen & there[None, :], s, -float("inf"))
-        higher = tl.maximum(top, tl.max(s, 1))
-        base = tl.where(higher == -float("inf"), 0.0, higher)  # a row that sees nothing here
-        p = tl.exp2(s - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(p, 1)
-        top = higher
+        p, shrink, top, total = _weigh(s, top, total)
         v = tl.load(V + token[:, None] * DV + dv[None, :], mask=there[:, None] & (dv[None, :] < DV), other=0.0)
         if QUANTIZED:
             p = p * tl.load(VALUE_SCALES + token, mask=there, other=0.0)[None, :]
@@ -208,7 +213,7 @@ def decode(
         nothing if key_scales is None else key_scales, nothing if value_scales is None else value_scales,
         tables, lengths, nothing if tree is None else tree, nothing if slopes is None else slopes,
         nothing if sinks is None else sinks, out, lse, parts, part_lse,
-        q.stride(0), q.stride(1), q.stride(2), keys.stride(0), tables.stride(0),
+        q.stride(0), q.stride(1), q.stride(2), tables.stride(0),
         scale * LOG2E, softcap * LOG2E, splits,
         D=dim, D_PAD=triton.next_power_of_2(dim), PAGE=page, BN=TILE, WINDOW=window, SOFTCAP=softcap > 0,
         HAS_SLOPES=slopes is not None, HAS_TREE=tree is not None, QUANTIZED=key_scales is not None,

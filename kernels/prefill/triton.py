@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.decode.triton import LOG2E, _tanh
+from kernels.decode.triton import LOG2E, _tanh, _weigh
 
 
 @triton.jit
@@ -52,12 +52,7 @@ def _tile(
             if WINDOW > 0:
                 seen = seen & (t[None, :] > mine[:, None] - WINDOW)
             s = tl.where(seen, s, -float("inf"))
-        higher = tl.maximum(top, tl.max(s, 1))
-        base = tl.where(higher == -float("inf"), 0.0, higher)
-        p = tl.exp2(s - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(p, 1)
-        top = higher
+        p, shrink, top, total = _weigh(s, top, total)
         if MASKED:
             v = tl.load(V + token[:, None] * DV + dv[None, :], mask=there[:, None] & (dv[None, :] < DV), other=0.0)
         else:
