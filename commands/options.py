@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from commands.output import note
+from engine import refusals
 from engine.catalog import resolve, resolve_reward
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
@@ -35,6 +36,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "caching": ("runtime", "caching"),
     "chunk": ("runtime", "chunk"),
     "attention": ("runtime", "attention"),
+    "fusion": ("runtime", "fusion"),
+    "graphs": ("runtime", "graphs"),
     "task": ("task", "name"),
     "split": ("task", "split"),
     "limit": ("task", "limit"),
@@ -59,11 +62,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 def _option(name: str) -> inspect.Parameter:
     part, field = OPTIONS[name]
     p = next(p for p in parameters(PARTS[part]) if p.name == field)
-    # What has one legal value is no choice; it is taken, for scripts that say everything, but not offered.
-    no_choice = p.choices is not None and len(p.choices) == 1
-    option = typer.Option(
-        "--" + name.replace("_", "-"), help=_help(p, HELP.get(name, p.help)), show_default=False, hidden=no_choice
-    )
+    option = typer.Option("--" + name.replace("_", "-"), help=_help(p, HELP.get(name, p.help)), show_default=False)
     return _keyword(name, str | None, option, None)
 
 
@@ -153,4 +152,5 @@ def check(spec: RunSpec) -> list[str]:
     if spec.strategy.reward_name is not None:
         resolve_reward(spec.strategy.reward_name)
     gpu_index(spec.runtime.device, len(gpus()))
+    refusals.check(spec)
     return list(getattr(load_task(spec.task), "skipped", ()))

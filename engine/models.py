@@ -23,7 +23,7 @@ from engine.measure.time import now, synchronise
 from engine.random_weights import fill
 from engine.sizes import ModelSizes, context_of
 from engine.tokenizers import SyntheticTokenizer, Tokenizer, load_tokenizer
-from spec.choices import Attention, Dtype
+from spec.choices import Attention, Backend, Dtype
 from spec.errors import DoesNotFitError, ModelError, SpecError, shorten, shorten_path
 from spec.run_spec import RunSpec
 
@@ -91,8 +91,9 @@ class ModelHost:
             ref = resolve(spec.model)
         device = pick_device(spec.runtime.device)
         dtype = pick_dtype(spec.precision.weights, ref.dtype, device)
-        key = ("model", ref.name, str(ref.path), str(device), dtype, spec.runtime.attention, files_state(ref))
-        loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, spec.runtime.attention))
+        attention = spec.runtime.attention
+        key = ("model", ref.name, str(ref.path), str(device), dtype, _implementation(attention), files_state(ref))
+        loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, attention))
         return loaded
 
     def keep_or_load(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
@@ -182,7 +183,7 @@ def read_weights(
         model, report = auto_class.from_pretrained(
             str(folder),
             dtype=torch_dtype(dtype),
-            attn_implementation=None if attention is Attention.AUTO else str(attention),
+            attn_implementation=_implementation(attention),
             device_map={"": device} if device.type == "cuda" else None,
             use_safetensors=True,
             trust_remote_code=False,
@@ -199,6 +200,13 @@ def read_weights(
             f"{shown} lacks {len(lacking)} of the weights its config asks for, e.g. {lacking[0]}; save it again."
         )
     return model.eval(), len(report["unexpected_keys"])
+
+
+def _implementation(attention: Attention) -> str | None:
+    """What transformers calls it; None for its own choice, which our runtime puts its attention in place of."""
+    if attention.backend is not Backend.TRANSFORMERS:
+        return None
+    return {Attention.EAGER: "eager", Attention.FLEX: "flex_attention"}.get(attention, "sdpa")
 
 
 def shape_of(model: Any) -> ModelShape:
@@ -262,7 +270,7 @@ def _random(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attent
         lambda: AutoModelForCausalLM.from_config(
             config,
             dtype=torch_dtype(dtype),
-            attn_implementation=None if attention is Attention.AUTO else str(attention),
+            attn_implementation=_implementation(attention),
             trust_remote_code=False,
         ),
         device,
@@ -274,7 +282,8 @@ def _random(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attent
 
 def _explain(shown: str, attention: Attention, error: Exception) -> ModelError | SpecError:
     text = " ".join(str(error).split())
-    if attention is not Attention.AUTO and str(attention) in text and "attention" in text.lower():
+    name = _implementation(attention)
+    if name is not None and name in text and "attention" in text.lower():
         return SpecError(f"{shown} has no {attention} attention; choose auto or eager.", field="runtime.attention")
     return ModelError(
         f"{shown} does not load as a causal language model ({type(error).__name__}: {shorten(text, 120)}); check that "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine import refusals
 from engine.measure.energy import EnergyReading
 from engine.measure.memory import MemoryReading, peak_bytes
 from engine.measure.summary import RunRecord
@@ -84,6 +85,7 @@ def set_up(
     spec: RunSpec, task: Any, host: ModelHost, on_event: Callable[[Event], None], cancelled: Callable[[], bool]
 ) -> Setup:
     """Load what the spec names. Raises SpecError, ModelError, DoesNotFitError."""
+    refusals.check(spec)
     on_event(Phase("load", f"Loading {spec.model}"))
     loaded = host.get(spec)
     others = {}

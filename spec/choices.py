@@ -27,17 +27,67 @@ class Dtype(StrEnum):
 
 
 class KvDtype(StrEnum):
-    """Number format of the KV cache. ``auto``: the same as the weights."""
+    """Number format of the KV cache. ``auto``: the same as the weights.
+
+    ``int8`` and ``fp8`` (e4m3) keep one byte of each number, with a scale for each key and each value of a head.
+    """
 
     AUTO = "auto"
+    INT8 = "int8"
+    FP8 = "fp8"
 
 
 class Attention(StrEnum):
-    """Attention implementation. ``auto``: what the model library picks by itself; the result names what ran."""
+    """Attention implementation; the result names what ran. ``auto``: the fastest that serves model and machine.
+
+    Over our paged cache: ``plain`` gathers the blocks and multiplies, in PyTorch's operations; ``native`` is our C++
+    kernel for processors; ``triton`` our kernels for GPUs; ``cascade`` these with the keys that sequences share read
+    once for all of them. In transformers' own ``generate``: ``eager``, ``sdpa`` as PyTorch picks, or one of its kernels
+    pinned, and FlexAttention.
+    """
 
     AUTO = "auto"
+    PLAIN = "plain"
+    NATIVE = "native"
+    TRITON = "triton"
+    CASCADE = "cascade"
     EAGER = "eager"
     SDPA = "sdpa"
+    SDPA_MATH = "sdpa-math"
+    SDPA_FLASH = "sdpa-flash"
+    SDPA_EFFICIENT = "sdpa-efficient"
+    SDPA_CUDNN = "sdpa-cudnn"
+    FLEX = "flex"
+
+    @property
+    def backend(self) -> Backend | None:
+        """The back end that has it; None for ``auto``, which both have."""
+        if self is Attention.AUTO:
+            return None
+        own = (Attention.PLAIN, Attention.NATIVE, Attention.TRITON, Attention.CASCADE)
+        return Backend.ISOQUANT if self in own else Backend.TRANSFORMERS
+
+
+class Fusion(StrEnum):
+    """What runs between the matrix products of a layer.
+
+    ``off``: transformers' modules as they are; ``kernels``: ours, which do several of their operations in one pass (on
+    a processor the whole forward pass in C++); ``compile``: what torch.compile makes of transformers' modules;
+    ``auto``: ours where they serve the model, else off.
+    """
+
+    AUTO = "auto"
+    OFF = "off"
+    KERNELS = "kernels"
+    COMPILE = "compile"
+
+
+class Graphs(StrEnum):
+    """Whether decoding steps are recorded once and replayed as CUDA graphs; ``auto``: on a GPU, where that works."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
 
 
 class Batching(StrEnum):

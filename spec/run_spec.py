@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from spec.choices import Attention, Backend, Batching, Caching, Checker, Dtype, KvDtype, PromptStyle
+from spec.choices import Attention, Backend, Batching, Caching, Checker, Dtype, Fusion, Graphs, KvDtype, PromptStyle
 from spec.errors import SpecError, shorten
 from spec.parameters import build, parameter, validate
 from spec.strategy import Greedy, Strategy, strategy_from_dict
@@ -23,7 +23,7 @@ KEY_VERSION = 1
 # Fields that came later, at the value that says what had been meant before: left out of the key, so that a run keeps
 # the one it was stored under.
 LATER: dict[str, dict[str, Any]] = {
-    "runtime": {"caching": "auto", "chunk": 512},
+    "runtime": {"caching": "auto", "chunk": 512, "fusion": "auto", "graphs": "auto"},
     "strategy": {"repetition_penalty": 1.0},
 }
 MAX_TEXT = 4096
@@ -62,7 +62,13 @@ class Runtime:
         512, low=16, high=1_000_000, help="Most tokens of one step of the isoquant back end: longer prompts are cut."
     )
     attention: Attention = parameter(
-        Attention.AUTO, help="Attention implementation; auto is the back end's own, paged on isoquant."
+        Attention.AUTO, help="What computes attention; auto takes the fastest that serves the model here."
+    )
+    fusion: Fusion = parameter(
+        Fusion.AUTO, help="kernels: several operations of a layer in one pass; compile: torch.compile; off: neither."
+    )
+    graphs: Graphs = parameter(
+        Graphs.AUTO, help="On a GPU, decoding steps are recorded and replayed, which saves the time to launch them."
     )
 
     def __post_init__(self) -> None:
@@ -73,10 +79,26 @@ class Runtime:
                 f"Unknown device {shorten(self.device)}; use auto, cpu, cuda or cuda:0.", field="runtime.device"
             )
         own = self.backend is Backend.ISOQUANT
-        if own and self.attention is not Attention.AUTO:
+        if self.attention.backend not in (None, self.backend):
             raise SpecError(
-                f"The isoquant back end has its own attention; {self.attention} runs on the back end transformers.",
+                f"The attention {self.attention} belongs to the back end {self.attention.backend}, not {self.backend}; "
+                "choose that one, or auto.",
                 field="runtime.attention",
+            )
+        if own and self.fusion is Fusion.COMPILE:
+            raise SpecError(
+                "torch.compile is measured on the back end transformers; isoquant has its own fused kernels.",
+                field="runtime.fusion",
+            )
+        if not own and self.fusion is Fusion.KERNELS:
+            raise SpecError(
+                "The fused kernels run on the back end isoquant; transformers has off and compile.",
+                field="runtime.fusion",
+            )
+        if not own and self.graphs is Graphs.ON:
+            raise SpecError(
+                "CUDA graphs of whole decoding steps are recorded on the back end isoquant; leave graphs at auto.",
+                field="runtime.graphs",
             )
         if not own and self.batching is Batching.CONTINUOUS:
             raise SpecError(
@@ -159,6 +181,12 @@ class RunSpec:
                 field="model",
             )
         validate(self, "spec")
+        if self.precision.kv_cache is not KvDtype.AUTO and self.runtime.backend is not Backend.ISOQUANT:
+            raise SpecError(
+                f"A KV cache in {self.precision.kv_cache} is kept by the back end isoquant; transformers keeps it in "
+                "the format of the weights.",
+                field="precision.kv_cache",
+            )
         if self.strategy.needs_runtime and self.runtime.backend is not Backend.ISOQUANT:
             raise SpecError(
                 f"The strategy {self.strategy.name} reaches into the forward pass, which only the isoquant back end "
@@ -171,12 +199,28 @@ class RunSpec:
                 "be off; leave caching at auto.",
                 field="runtime.caching",
             )
+        if self.task.kind == "perplexity" and self.runtime.backend is Backend.ISOQUANT and self._executes_specially:
+            raise SpecError(
+                "Perplexity is scored by transformers' own forward pass; leave attention, fusion, graphs and KV cache "
+                "at auto, or choose the back end transformers.",
+                field="runtime.attention",
+            )
         if self.task.kind == "perplexity" and not isinstance(self.strategy, Greedy):
             raise SpecError(
                 f"Perplexity scores a text and generates nothing, so the strategy {self.strategy.name!r} has no "
                 "meaning there; leave it at greedy.",
                 field="strategy",
             )
+
+    @property
+    def _executes_specially(self) -> bool:
+        return any(word != "auto" for word in self.execution)
+
+    @property
+    def execution(self) -> tuple[str, ...]:
+        """Attention, fusion, graphs and KV cache as asked for."""
+        r = self.runtime
+        return str(r.attention), str(r.fusion), str(r.graphs), str(self.precision.kv_cache)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, every field present."""
@@ -219,9 +263,10 @@ class RunSpec:
     def __str__(self) -> str:
         """The compact text form shown on hover cards and in tables."""
         task = self.task.name + (f"[{self.task.limit}]" if self.task.limit else "")
-        return " | ".join(
-            (self.model, str(self.precision.weights), str(self.strategy), task, f"batch {self.runtime.batch_size}")
-        )
+        names = ("{} attention", "fusion {}", "graphs {}", "{} KV cache")
+        chosen = [name.format(word) for name, word in zip(names, self.execution, strict=True) if word != "auto"]
+        parts = self.model, str(self.precision.weights), str(self.strategy), task, f"batch {self.runtime.batch_size}"
+        return " | ".join((*parts, *chosen))
 
 
 def _part(obj: Any) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def spec_columns(spec: RunSpec) -> Row:
         "backend": str(spec.runtime.backend),
         "device": text(spec.runtime.device),
         "attention": str(spec.runtime.attention),
+        "fusion": str(spec.runtime.fusion),
+        "graphs": str(spec.runtime.graphs),
         "batching": str(spec.runtime.batching),
         "caching": str(spec.runtime.caching),
         "batch_size": spec.runtime.batch_size,

@@ -32,6 +32,8 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "device": "Device as asked for.",
             "attention": "Attention implementation as asked for.",
             "batching": "How batches are formed.",
+            "fusion": "What runs between a layer's matrix products, as asked for.",
+            "graphs": "Whether decoding steps are replayed as CUDA graphs, as asked for.",
             "caching": "What of the keys and values once computed is used again.",
             "batch_size": "Most sequences in flight at once.",
             "strategy": "Decoding strategy.",

@@ -15,9 +15,13 @@ from engine.backends.stopping import Endings
 from engine.runtime.batcher import Batcher
 from engine.runtime.blocks import BLOCK, BlockPool
 from engine.runtime.plan import Plan
-from engine.runtime.support import runner_for
+from engine.runtime.support import ANY, runner_for
+from engine.runtime.way import Way
+from spec.choices import Attention, Fusion
 
 CPU = torch.device("cpu")
+UNFUSED = Way(fusion=Fusion.OFF)
+PLAIN = Way(attention=Attention.PLAIN)
 VOCAB = 96
 NATIVE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 MODULES = (
@@ -94,13 +98,13 @@ def batcher(
     share: bool = True,
     static: bool = False,
     kv_cache: bool = True,
-    native: bool = True,
+    way: Way = ANY,
     drafter: Any = None,
     tokenizer: Any = None,
 ) -> Batcher:
     """A batcher over a model; ``close`` gives the model back, ``seen`` holds the batches that were run."""
     pool = BlockPool(blocks, share=share and kv_cache)
-    runner = Spy(runner_for(model, CPU, native), pool)
+    runner = Spy(runner_for(model, CPU, way), pool)
     runner.allocate(blocks)
     made = Batcher(runner, pool, Endings(tokenizer or Words()), Plan(batch_size, budget, static, kv_cache), drafter)
     made.close, made.runner, made.seen = runner.close, runner, runner.seen

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.backends.compiling import Compiled
 from engine.backends.rows import Row
 from engine.backends.stopping import StopStrings
 from engine.backends.transformers import TransformersBackend
@@ -15,8 +16,9 @@ from engine.catalog import resolve
 from engine.devices import pick_device
 from engine.models import load
 from engine.sampling import Sampling, stream_key
+from kernels.native import build
 from spec.choices import Attention, Dtype
-from spec.errors import Cancelled, DoesNotFitError
+from spec.errors import Cancelled, DoesNotFitError, SpecError
 from tests.tiny import ARCHITECTURES, CONTEXT, make_model
 
 PROMPTS = ["Question 1\nAnswer:", "Q", "What is 2 + 2, and why is it so? Say it slowly.", "abc abc abc"]
@@ -309,6 +311,53 @@ def test_the_attention_asked_for_is_the_one_that_runs(tmp_path, attention):
     assert loaded.attention == attention
     backend = TransformersBackend(loaded, 64)
     assert extend(backend, rows_of(backend), quiet)[0].extension.ids
+
+
+@pytest.mark.parametrize("attention", [Attention.SDPA_MATH, Attention.SDPA_FLASH])
+def test_a_pinned_kernel_writes_the_same_text(tmp_path, attention):
+    folder = make_model(tmp_path / "m")
+    plain, own = (load(resolve(str(folder)), CPU, Dtype.FP32, a) for a in (Attention.SDPA, attention))
+    expected = extend(TransformersBackend(plain, 64), rows_of(TransformersBackend(plain, 64)), quiet)
+    backend = TransformersBackend(own, 64, attention=attention)
+    assert backend.attention == f"sdpa, {attention.removeprefix('sdpa-')}"
+    found = extend(backend, rows_of(backend), quiet)
+    assert [g.extension.ids for g in found] == [g.extension.ids for g in expected]
+
+
+def test_a_pinned_kernel_that_refuses_says_so_in_words(tmp_path):
+    loaded = load(resolve(str(make_model(tmp_path / "m"))), CPU, Dtype.FP32, Attention.SDPA_EFFICIENT)
+    backend = TransformersBackend(loaded, 64, attention=Attention.SDPA_EFFICIENT)
+    with pytest.raises(SpecError, match="sdpa-efficient kernel does not take") as caught:
+        extend(backend, rows_of(backend), quiet)
+    assert caught.value.field == "runtime.attention"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(build.compiler_reason() is not None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.parametrize("sampling", [None, Sampling(0.9, top_k=20)])
+def test_compiled_steps_write_the_same_text(backends, sampling, monkeypatch):
+    """Batches of other sizes and widths than the first, one row with hardly any room left in the fixed cache."""
+    plain = backends()
+    longest = max(len(r.context) for r in rows_of(plain)) + 16
+    compiled = Compiled(plain.loaded.model, 4, longest)
+    backend = TransformersBackend(plain.loaded, 4, compiled=compiled)
+    assert backend.attention == "sdpa, compiled"
+    calls = []
+    arguments = compiled.arguments
+    monkeypatch.setattr(compiled, "arguments", lambda: calls.append(1) or arguments())
+    for prompts in (PROMPTS[:3], PROMPTS[:1]):
+        rows = rows_of(plain, prompts, sampling=sampling)
+        assert [g.extension.ids for g in extend(backend, rows, quiet)] == [
+            g.extension.ids for g in extend(plain, rows, quiet)
+        ]
+    rows = rows_of(plain, PROMPTS[:1]) + rows_of(plain, [PROMPTS[1] * 8])
+    long = replace(rows[1], context=rows[1].context[: longest - 3], limit=3)
+    both = [replace(rows[0], limit=16), long]
+    assert [g.extension.ids for g in extend(backend, both, quiet)] == [
+        g.extension.ids for g in extend(plain, both, quiet)
+    ]
+    assert len(calls) == 4, "the cramped row had to run apart"
 
 
 def test_the_models_own_sampling_defaults_are_not_used(tmp_path):

@@ -91,7 +91,6 @@ def test_every_row_gets_what_it_would_get_alone(rows, later, batch_size, more, b
     made = batcher(
         MODEL, batch_size=batch_size, budget=batch_size + more, blocks=blocks, drafter=LookupDrafter(),
         share=way in ("prefix", "static"), static=way == "static", kv_cache=way != "off",
-        native=build.reason() is None,
     )  # fmt: skip
     told = []
     try:

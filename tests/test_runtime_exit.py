@@ -15,7 +15,7 @@ from engine.runtime.plan import Plan
 from kernels.native import build
 from spec.choices import Dtype
 from spec.errors import SpecError
-from tests.batches import CPU, batcher, causal, drain, greedy, ids, row, run, text
+from tests.batches import CPU, UNFUSED, batcher, causal, drain, greedy, ids, row, run, text
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.skipif(build.reason() is not None, reason=f"no native kernels: {build.reason()}")
@@ -177,7 +177,7 @@ def test_what_early_exits_wrote_is_found_by_nobody(model):
 def test_only_a_model_on_our_own_forward_pass_can_be_left(tmp_path, architecture):
     loaded = load(resolve(str(make_model(tmp_path / "m", architecture))), CPU, Dtype.FP32)
     with pytest.raises(SpecError, match="before its last layer") as error:
-        IsoquantBackend({None: loaded}, Layout(Plan(2, 64), 50, exits=True, native=False))
+        IsoquantBackend({None: loaded}, Layout(Plan(2, 64), 50, exits=True, way=UNFUSED))
     assert error.value.field == "strategy"
     assert loaded.model.config._attn_implementation == loaded.attention
     IsoquantBackend({None: loaded}, Layout(Plan(2, 64), 50, exits=architecture == "llama")).close()

@@ -11,11 +11,28 @@ from engine.models import load
 from engine.runtime import module_runner, native_runner, support
 from engine.runtime.batch import Batch
 from engine.runtime.plan import Plan
-from engine.runtime.support import Unsupported, runner_for
+from engine.runtime.support import ANY, Unsupported, runner_for
+from engine.runtime.way import Way
 from kernels.native import build
-from spec.choices import Dtype
+from spec.choices import Attention, Dtype, Fusion, KvDtype
 from spec.errors import SpecError
-from tests.batches import CPU, MODULES, NATIVE, batcher, causal, drain, greedy, ids, known, plain, row, run, text
+from tests.batches import (
+    CPU,
+    MODULES,
+    NATIVE,
+    PLAIN,
+    UNFUSED,
+    batcher,
+    causal,
+    drain,
+    greedy,
+    ids,
+    known,
+    plain,
+    row,
+    run,
+    text,
+)  # fmt: skip
 from tests.tiny import make_model
 
 needs_kernels = pytest.mark.skipif(build.reason() is not None, reason=f"no native kernels: {build.reason()}")
@@ -62,6 +79,7 @@ def test_greedy_text_is_that_of_generate(architecture, expected):
     assert any(len(g.spans) > 1 for g in found), "nobody was put back"
 
 
+PATHS = {"forward": ANY, "kernel": UNFUSED, "gathered": PLAIN}
 WAYS = {
     "static": {"static": True},
     "sequence": {"share": False},
@@ -74,17 +92,15 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("path", ["forward", "kernel", "gathered"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("architecture", ["mistral", "gpt2"])
-def test_greedy_text_is_the_same_however_it_is_laid_out(architecture, path, way, expected, monkeypatch):
-    if path == "gathered":
-        monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
-    elif build.reason() is not None:
+def test_greedy_text_is_the_same_however_it_is_laid_out(architecture, path, way, expected):
+    if path != "gathered" and build.reason() is not None:
         pytest.skip(build.reason())
     if (architecture, path) == ("gpt2", "forward"):
         pytest.skip("it runs through its own modules")
     wanted = expected(architecture)  # before our attention stands in the model
-    made = batcher(known(architecture), native=path == "forward", **({"batch_size": 4} | WAYS[way]))
+    made = batcher(known(architecture), way=PATHS[path], **({"batch_size": 4} | WAYS[way]))
     try:
         assert path in made.runner.name
         assert ids(drain(made, rows())) == wanted
@@ -93,9 +109,8 @@ def test_greedy_text_is_the_same_however_it_is_laid_out(architecture, path, way,
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "gemma2", "gemma3_text"])
-def test_the_gathered_path_knows_windows_caps_and_sinks(name, expected, monkeypatch):
-    monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
-    assert ids(run(known(name), rows(), budget=12, blocks=7)) == expected(name)
+def test_the_gathered_path_knows_windows_caps_and_sinks(name, expected):
+    assert ids(run(known(name), rows(), way=PLAIN, budget=12, blocks=7)) == expected(name)
 
 
 @pytest.mark.parametrize("model", ["lab-xs", "lab-s"])
@@ -108,7 +123,7 @@ def test_the_lab_models_write_what_generate_writes(model, native):
     end = next(iter(loaded.tokenizer.stop_ids))
     wanted = [greedy(loaded.model, r.context, 24) for r in asked]
     wanted = [w[: w.index(end) + 1] if end in w else w for w in wanted]
-    found = run(loaded.model, asked, native=native, budget=16, tokenizer=loaded.tokenizer)
+    found = run(loaded.model, asked, way=ANY if native else UNFUSED, budget=16, tokenizer=loaded.tokenizer)
     assert ids(found) == wanted
 
 
@@ -161,7 +176,7 @@ def test_closing_leaves_the_model_as_it_was_found(native, attention):
     model = causal("llama", attention=attention)
     before, wanted = plain(model, text(30)), greedy(model, text(30))
     names = [set(vars(m)) for m in model.modules()]
-    run(model, [row(text(30))], native=native)
+    run(model, [row(text(30))], way=ANY if native else UNFUSED)
     assert model.config._attn_implementation == attention
     assert [set(vars(m)) for m in model.modules()] == names
     assert torch.equal(plain(model, text(30)), before)
@@ -219,7 +234,6 @@ def fixed(monkeypatch):
             sizes.append((step.size, step.width))
             return super()._decode(step)
 
-    monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
     monkeypatch.setattr(support, "ModuleRunner", Runner)
     return sizes
 
@@ -227,7 +241,7 @@ def fixed(monkeypatch):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "gpt_oss", "qwen3", "mistral", "cohere2", "phi"])
 def test_padded_steps_give_the_text_of_generate(architecture, expected, fixed):
     """Five sequences in six rows that end one by one, in a cache full of NaN; the sixth row belongs to nobody."""
-    made = batcher(known(architecture), batch_size=5, blocks=40, native=False)
+    made = batcher(known(architecture), batch_size=5, blocks=40, way=PLAIN)
     limits = (16, 4, 9, 16, 12, 16)
     rows = [row(c, n, order=(i,)) for i, (c, n) in enumerate(zip(CONTEXTS, limits, strict=True))]
     try:
@@ -240,7 +254,7 @@ def test_padded_steps_give_the_text_of_generate(architecture, expected, fixed):
 
 
 def test_a_width_grows_with_the_longest_sequence(fixed):
-    made = batcher(known("llama"), batch_size=2, blocks=40, native=False)
+    made = batcher(known("llama"), batch_size=2, blocks=40, way=PLAIN)
     contexts = (text(60), text(40))
     try:
         found = drain(made, [row(c, 12) for c in contexts])
@@ -254,12 +268,11 @@ def test_a_width_grows_with_the_longest_sequence(fixed):
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "gpt_oss", "qwen3", "mistral"])
 def test_a_decoding_step_never_waits_for_the_device(architecture, padding, monkeypatch, request):
-    monkeypatch.setattr(module_runner.build, "reason", lambda: "switched off")
     if padding:
         request.getfixturevalue("fixed")
     model = causal(architecture)
     model.config.pad_token_id = None  # with one, transformers' GPT-2 looks for it in every batch, to warn
-    made = batcher(model, native=False)
+    made = batcher(model, way=PLAIN)
     made.submit([row(c, 20) for c in (text(5), text(20))])
     made.step(lambda tokens: None)
     forward, watches = type(model).forward, []
@@ -285,7 +298,7 @@ def test_the_greedy_token_is_the_first_of_the_highest_scores(path):
         weight = model.get_output_embeddings().weight
         half = len(weight) // 2
         weight[half : 2 * half] = weight[:half]
-    runner = runner_for(model, CPU, native=path == "forward")
+    runner = runner_for(model, CPU, ANY if path == "forward" else UNFUSED)
     runner.allocate(4)
     rows = np.arange(40, dtype=np.int32)
     tables = np.arange(4, dtype=np.int32)[None]
@@ -319,8 +332,65 @@ def test_gates_far_from_zero_are_closed_or_open():
     runner.close()
 
 
+@needs_kernels
+def test_what_is_chosen_is_what_runs():
+    model = known("llama")
+    names = {}
+    for way in (PLAIN, UNFUSED, Way(attention=Attention.NATIVE), Way(fusion=Fusion.KERNELS)):
+        runner = runner_for(model, CPU, way)
+        names[way] = runner.name
+        runner.close()
+    assert list(names.values()) == ["paged, gathered", "paged, native kernel", *["paged, native forward"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "way", "words"),
+    [
+        ("gpt2", Way(fusion=Fusion.KERNELS), "runs the Llama family"),
+        ("llama", Way(attention=Attention.TRITON), "needs an NVIDIA GPU"),
+        ("llama", Way(attention=Attention.NATIVE, kv_cache=KvDtype.INT8), "in the format of the weights"),
+    ],
+)
+def test_a_choice_that_does_not_serve_the_model_is_refused(architecture, way, words):
+    model = known(architecture)
+    before = model.config._attn_implementation
+    with pytest.raises(Unsupported, match=words):
+        runner_for(model, CPU, way)
+    assert model.config._attn_implementation == before
+    loaded = load(resolve("lab-xs"), CPU, Dtype.FP32)
+    if way.attention is Attention.TRITON:
+        with pytest.raises(SpecError, match="leave attention, fusion and KV cache at auto"):
+            IsoquantBackend({None: loaded}, Layout(Plan(2, 64), 50, way=way))
+
+
+@pytest.mark.parametrize("kind", [KvDtype.INT8, KvDtype.FP8])
+def test_a_cache_of_one_byte_is_smaller_and_nearly_exact(kind):
+    model = known("gemma2")
+    exact = runner_for(model, CPU, PLAIN)
+    rows = np.arange(40, dtype=np.int32)
+    batch = Batch(np.array(text(40), dtype=np.int32), rows, np.zeros_like(rows), rows[None, :4].copy(), rows)
+    exact.allocate(8)
+    expected = exact.logits(batch).clone()
+    exact.close()
+    small = runner_for(model, CPU, Way(kv_cache=kind))
+    assert small.name == f"paged, gathered, {kind} cache"
+    # Heads of 16 numbers: a byte each instead of four, and four bytes for their scale.
+    assert small.block_bytes * 4 * 16 == exact.block_bytes * (16 + 4)
+    small.allocate(8)
+    for tensor in (*small._kv.key_scales, *small._kv.value_scales):
+        tensor.fill_(float("nan"))
+    whole = small.logits(batch).clone()
+    error = (whole - expected).norm() / expected.norm()
+    assert 1e-4 < error < {KvDtype.INT8: 0.02, KvDtype.FP8: 0.08}[kind]
+    # Copied blocks carry their scales along.
+    small.copy([(0, 4), (1, 5), (2, 6)])
+    last = Batch(batch.tokens[39:], rows[39:], rows[:1], np.array([[4, 5, 6, 7]], dtype=np.int32), rows[:1])
+    assert torch.allclose(small.logits(last)[0], whole[39], atol=1e-4)
+    small.close()
+
+
 def test_a_reason_against_recording_outlives_the_trial(fixed):
-    runner = runner_for(known("llama"), CPU, native=False)
+    runner = runner_for(known("llama"), CPU, PLAIN)
     runner._graphs.reason = "it waits"
     runner.allocate(3)
     assert runner._graphs.reason == "it waits"
@@ -332,7 +402,7 @@ def test_a_reason_against_recording_outlives_the_trial(fixed):
 
 
 def test_those_that_write_go_before_pieces_where_a_batch_is_padded(fixed):
-    made = batcher(known("llama"), batch_size=3, budget=64, native=False)
+    made = batcher(known("llama"), batch_size=3, budget=64, way=PLAIN)
     try:
         made.submit([row(text(5), 20, (0,)), row(text(9), 20, (1,))])
         made.step(lambda tokens: None)
@@ -351,6 +421,6 @@ def test_rounding_in_a_deep_model_is_no_reason_to_refuse_it(native):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn_like(parameter) * 1.2 * parameter.shape[-1] ** -0.5)
-    runner = runner_for(model, CPU, native)
+    runner = runner_for(model, CPU, ANY if native else UNFUSED)
     assert runner.name == ("paged, native forward" if native else "paged, native kernel")
     runner.close()

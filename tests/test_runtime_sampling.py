@@ -18,10 +18,11 @@ from engine.catalog import resolve
 from engine.models import load
 from engine.runtime.sampler import choose, distribution
 from engine.runtime.sequence import Sequence
+from engine.runtime.support import ANY
 from engine.sampling import Sampling, draw, stream_key, uniforms
 from kernels.native import build
 from spec.choices import Dtype
-from tests.batches import CPU, VOCAB, Words, batcher, drain, ids, known, plain, quiet, row, run, text
+from tests.batches import CPU, UNFUSED, VOCAB, Words, batcher, drain, ids, known, plain, quiet, row, run, text
 
 KINDS = [
     Sampling(0.7),
@@ -43,7 +44,7 @@ def drawn():
 
 @functools.cache
 def at_first(architecture, native):
-    return run(known(architecture), drawn(), native=native)
+    return run(known(architecture), drawn(), way=ANY if native else UNFUSED)
 
 
 WAYS = {
@@ -66,7 +67,7 @@ def test_a_seed_gives_the_same_text_however_it_is_laid_out(architecture, native,
         pytest.skip(build.reason())
     model = known(architecture)
     expected = at_first(architecture, native)
-    found = run(model, drawn(), native=native, **WAYS[way])
+    found = run(model, drawn(), way=ANY if native else UNFUSED, **WAYS[way])
     assert ids(found) == ids(expected)
     assert len(set(ids(expected))) == len(PROMPTS), "streams differ though prompts do not"
     assert ("few" in way) == any(len(g.spans) > 1 for g in found) or way == "off"
@@ -144,7 +145,9 @@ def test_numbers_are_the_same_wherever_reading_begins():
 @pytest.mark.parametrize("native", [True, False])
 def test_log_probabilities_are_those_of_the_models_own_distribution(native):
     model = known("qwen2")
-    (found,) = run(model, [row(text(20), 12, sampling=Sampling(2.0, top_k=9), logprobs=True)], native=native)
+    (found,) = run(
+        model, [row(text(20), 12, sampling=Sampling(2.0, top_k=9), logprobs=True)], way=ANY if native else UNFUSED
+    )
     written = found.extension.ids
     scores = plain(model, text(20) + written).log_softmax(-1)
     wanted = [float(scores[19 + i, t]) for i, t in enumerate(written)]

@@ -44,7 +44,7 @@ any_runtime = st.one_of(
         batch_size=st.integers(1, 65536),
         batching=st.sampled_from([Batching.AUTO, Batching.STATIC]),
         caching=st.sampled_from([Caching.AUTO, Caching.SEQUENCE, Caching.OFF]),
-        attention=st.sampled_from(Attention),
+        attention=st.sampled_from([a for a in Attention if a.backend is not Backend.ISOQUANT]),
     ),
 )
 any_spec = st.builds(
@@ -94,6 +94,10 @@ def test_the_key_is_the_same_on_every_machine_and_version():
     ("values", "field"),
     [
         ({"attention": "sdpa"}, "runtime.attention"),
+        ({"backend": "transformers", "attention": "triton"}, "runtime.attention"),
+        ({"fusion": "compile"}, "runtime.fusion"),
+        ({"backend": "transformers", "fusion": "kernels"}, "runtime.fusion"),
+        ({"backend": "transformers", "graphs": "on"}, "runtime.graphs"),
         ({"backend": "transformers", "batching": "continuous"}, "runtime.batching"),
         ({"backend": "transformers", "caching": "prefix"}, "runtime.caching"),
         ({"chunk": 15}, "runtime.chunk"),
@@ -115,6 +119,31 @@ def test_a_strategy_that_reaches_into_the_forward_pass_needs_our_own_runtime(str
     assert caught.value.field == "runtime.backend"
 
 
+def test_a_small_cache_belongs_to_our_own_runtime():
+    RunSpec("m", precision=Precision(kv_cache="int8"))
+    with pytest.raises(SpecError, match="isoquant") as caught:
+        RunSpec("m", precision=Precision(kv_cache="int8"), runtime=Runtime(backend="transformers"))
+    assert caught.value.field == "precision.kv_cache"
+
+
+@pytest.mark.parametrize("choice", [{"attention": "plain"}, {"fusion": "off"}, {"graphs": "off"}, {"kv_cache": "int8"}])
+def test_perplexity_takes_no_choice_that_its_pass_would_ignore(choice):
+    precision = Precision(**choice) if "kv_cache" in choice else Precision()
+    runtime = Runtime() if "kv_cache" in choice else Runtime(**choice)
+    with pytest.raises(SpecError, match="own forward pass"):
+        RunSpec("m", precision, runtime, task=TaskSpec("perplexity:/a.txt"))
+    RunSpec("m", runtime=Runtime(backend="transformers", attention="eager"), task=TaskSpec("perplexity:/a.txt"))
+
+
+def test_choices_that_came_later_keep_the_key_of_before():
+    plain = RunSpec("m")
+    data = plain.to_dict()
+    del data["runtime"]["fusion"], data["runtime"]["graphs"]
+    assert RunSpec.from_dict(data).key() == plain.key()
+    others = [Runtime(fusion="off"), Runtime(graphs="off"), Runtime(attention="plain")]
+    assert len({plain.key(), *(RunSpec("m", runtime=r).key() for r in others)}) == 4
+
+
 def test_minus_zero_is_zero_in_the_key():
     plain, minus = (RunSpec("m", strategy=parse_strategy(f"sample:min_p={p}")) for p in ("0.0", "-0.0"))
     assert plain.key() == minus.key()
@@ -123,6 +152,10 @@ def test_minus_zero_is_zero_in_the_key():
 def test_compact_text():
     spec = RunSpec("lab-s", strategy=Majority(n=4), task=TaskSpec(limit=100))
     assert str(spec) == "lab-s | auto | majority:n=4,temperature=0.8 | lab-words[100] | batch 32"
+    chosen = dataclasses.replace(
+        spec, precision=Precision(kv_cache="int8"), runtime=Runtime(attention="plain", graphs="off")
+    )
+    assert str(chosen) == f"{spec} | plain attention | graphs off | int8 KV cache"
 
 
 def test_specs_are_frozen():

@@ -58,6 +58,8 @@ def test_runs_has_a_column_for_each_measure(tmp_path):
         ("job_events", "state", choices.JobState),
         ("runs", "weights", choices.Dtype),
         ("runs", "kv_cache", choices.KvDtype),
+        ("runs", "fusion", choices.Fusion),
+        ("runs", "graphs", choices.Graphs),
         ("runs", "backend", choices.Backend),
         ("runs", "attention", choices.Attention),
         ("runs", "batching", choices.Batching),

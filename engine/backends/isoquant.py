@@ -15,10 +15,12 @@ from engine.models import LoadedModel
 from engine.runtime.batcher import Batcher
 from engine.runtime.blocks import BLOCK, BlockPool, NoRoom
 from engine.runtime.drafting import Drafter, LookupDrafter, ModelDrafter
+from engine.runtime.graphs import Unrecordable
 from engine.runtime.native_runner import FAMILY
 from engine.runtime.plan import Plan
 from engine.runtime.runner import Runner
-from engine.runtime.support import Unsupported, runner_for
+from engine.runtime.support import ANY, Unsupported, runner_for
+from engine.runtime.way import Way
 from spec.errors import SpecError
 
 SHARE = {"cpu": 0.4, "cuda": 0.85}  # of the memory that is free may become KV cache
@@ -31,8 +33,8 @@ class Layout:
 
     ``drafts``: whether sequences have tokens guessed for them: None no, "" from their own text, else by that model.
     ``exits``: whether tokens may leave the model early. ``blocks``: of KV cache, None for as many as are of use and
-    fit. ``native`` False leaves our own forward pass out. ``sole``: nobody else runs the
-    models until the back end is closed, which saves memory.
+    fit. ``way``: how models are run, as far as that was chosen. ``sole``: nobody else runs the models until the back
+    end is closed, which saves memory.
     """
 
     plan: Plan
@@ -41,7 +43,7 @@ class Layout:
     drafts: str | None = None
     exits: bool = False
     blocks: int | None = None
-    native: bool = True
+    way: Way = ANY
     sole: bool = False
 
 
@@ -82,12 +84,9 @@ class IsoquantBackend:
 
     def _run(self, loaded: LoadedModel) -> tuple[Runner, BlockPool]:
         try:
-            runner = runner_for(loaded.model, loaded.device, self._layout.native, self._layout.sole)
+            runner = runner_for(loaded.model, loaded.device, self._layout.way, self._layout.sole)
         except Unsupported as error:
-            raise SpecError(
-                f"{loaded.name} does not run on the isoquant back end: {error}; choose the transformers back end.",
-                field="runtime.backend",
-            ) from None
+            raise self._unsupported(loaded, error) from None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -102,9 +101,21 @@ class IsoquantBackend:
                 field="strategy",
             )
         pool = BlockPool(self._blocks(loaded, runner), share=self._layout.share and self._layout.plan.kv_cache)
-        runner.allocate(pool.count, self._layout.plan.batch_size, self._layout.longest)
+        try:
+            runner.allocate(pool.count, self._layout.plan.batch_size, self._layout.longest)
+        except Unrecordable as error:
+            raise _unrecordable(loaded, error) from None
         self._pools.append((pool, runner.block_bytes))
         return runner, pool
+
+    def _unsupported(self, loaded: LoadedModel, error: Unsupported) -> SpecError:
+        if self._layout.way == ANY:
+            advice, field = "choose the transformers back end", "backend"
+        else:
+            advice, field = "leave attention, fusion and KV cache at auto, or choose another model", "attention"
+        return SpecError(
+            f"{loaded.name} does not run so on the isoquant back end: {error}; {advice}.", field=f"runtime.{field}"
+        )
 
     def _blocks(self, loaded: LoadedModel, runner: Runner) -> int:
         """How many KV blocks: enough for a full batch and some more, within the memory there is."""
@@ -162,6 +173,8 @@ class IsoquantBackend:
                     ended += batcher.step(on_step)
                 except NoRoom:
                     raise self._too_small() from None
+                except Unrecordable as error:
+                    raise _unrecordable(self.loaded, error) from None
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
@@ -192,6 +205,13 @@ class IsoquantBackend:
         advice = f"try batch size {size // 2}." if size > 1 else "choose a smaller model, number format or task."
         what = f"{size} sequences of {self.loaded.name} at once"
         return does_not_fit(what, None, available_bytes(self.loaded.device), self.loaded.device, advice)
+
+
+def _unrecordable(loaded: LoadedModel, error: Unrecordable) -> SpecError:
+    return SpecError(
+        f"A decoding step of {loaded.name} cannot be recorded as a CUDA graph ({error}); choose graphs auto or off.",
+        field="runtime.graphs",
+    )
 
 
 def _is_nothing(row: Row) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from engine.backends.compiling import Compiled
 from engine.backends.isoquant import IsoquantBackend, Layout
 from engine.backends.rows import Backend
 from engine.backends.transformers import TransformersBackend
@@ -12,10 +13,11 @@ from engine.rewards import PaddedJudge
 from engine.runtime.judge import RuntimeJudge
 from engine.runtime.plan import Plan
 from engine.runtime.support import Unsupported
+from engine.runtime.way import Way
 from engine.scheduler import Judge
 from engine.setup import Setup
 from spec.choices import Backend as Name
-from spec.choices import Batching, Caching
+from spec.choices import Batching, Caching, Fusion
 from spec.errors import SpecError
 from spec.run_spec import RunSpec
 from spec.strategy import EarlyExit, Lookup
@@ -28,7 +30,7 @@ def open_backend(setup: Setup, longest: int) -> Iterator[tuple[Backend, Judge | 
     ``longest``: tokens of the longest sequence expected. Raises SpecError, DoesNotFitError.
     """
     own = setup.spec.runtime.backend is Name.ISOQUANT
-    backend: Backend = _isoquant(setup, longest) if own else _transformers(setup)
+    backend: Backend = _isoquant(setup, longest) if own else _transformers(setup, longest)
     judge: Judge | None = None
     try:
         if setup.reward is not None:
@@ -50,7 +52,8 @@ def _isoquant(setup: Setup, longest: int) -> IsoquantBackend:
     )
     share = spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
     exits = isinstance(spec.strategy, EarlyExit)
-    layout = Layout(plan, longest, share=share, drafts=_drafts(spec), exits=exits, sole=True)
+    way = Way(spec.runtime.attention, spec.runtime.fusion, spec.runtime.graphs, spec.precision.kv_cache)
+    layout = Layout(plan, longest, share=share, drafts=_drafts(spec), exits=exits, way=way, sole=True)
     return IsoquantBackend(setup.models, layout)
 
 
@@ -70,11 +73,20 @@ def _drafts(spec: RunSpec) -> str | None:
     return "" if isinstance(spec.strategy, Lookup) else spec.strategy.draft_name
 
 
-def _transformers(setup: Setup) -> TransformersBackend:
+def _transformers(setup: Setup, longest: int) -> TransformersBackend:
     if setup.others:
         raise SpecError(
             f"The strategy {setup.spec.strategy.name} asks several models, which runs on the isoquant back end.",
             field="runtime.backend",
         )
     runtime = setup.spec.runtime
-    return TransformersBackend(setup.loaded, runtime.batch_size, kv_cache=runtime.caching is not Caching.OFF)
+    compiled = None
+    if runtime.fusion is Fusion.COMPILE:
+        if runtime.caching is Caching.OFF:
+            raise SpecError(
+                "Compiled steps need a cache of a fixed size; leave caching at auto.", field="runtime.caching"
+            )
+        compiled = Compiled(setup.loaded.model, runtime.batch_size, longest)
+    return TransformersBackend(
+        setup.loaded, runtime.batch_size, runtime.caching is not Caching.OFF, runtime.attention, compiled
+    )

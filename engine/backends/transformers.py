@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from engine.backends.compiling import Compiled
+from engine.backends.pinning import PINNED, is_refused, pinned
 from engine.backends.rows import Grown, OnStep, Row
 from engine.backends.stopping import Endings
 from engine.backends.watch import Watch
@@ -24,6 +26,8 @@ from engine.devices import available_bytes, does_not_fit, is_out_of_memory, rele
 from engine.measure.time import now, synchronise
 from engine.models import LoadedModel
 from engine.sampling import CounterSampler, uniforms
+from spec.choices import Attention
+from spec.errors import SpecError
 
 MEMORY_CHECK_STEPS = 16
 RESERVE_BYTES = 400_000_000
@@ -34,8 +38,17 @@ class TransformersBackend:
 
     name = "transformers"
 
-    def __init__(self, loaded: LoadedModel, batch_size: int, kv_cache: bool = True) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        batch_size: int,
+        kv_cache: bool = True,
+        attention: Attention = Attention.AUTO,
+        compiled: Compiled | None = None,
+    ) -> None:
         self.loaded = loaded
+        self._pinned = attention if attention in PINNED else None
+        self._compiled = compiled
         self.kv_bytes_peak: int | None = None
         self._batch_size = batch_size
         self._kv_cache = kv_cache
@@ -57,7 +70,8 @@ class TransformersBackend:
     @property
     def attention(self) -> str:
         """See Backend."""
-        return self.loaded.attention
+        parts = [self.loaded.attention, "" if self._pinned is None else self._pinned.removeprefix("sdpa-")]
+        return ", ".join(p for p in (*parts, "compiled" if self._compiled else "") if p)
 
     def forget(self) -> None:
         """See Backend."""
@@ -82,17 +96,26 @@ class TransformersBackend:
     def _extend(self, rows: Sequence[Row], on_step: OnStep) -> list[Grown]:
         """Rows that cannot share a ``generate`` call (``_alike``) run one group after the other."""
         grown: list[Grown | None] = [None] * len(rows)
-        for indices in _alike(rows, None if self._takes_positions else self.loaded.context):
+        for indices in _alike(rows, self._reach()):
             group = [rows[i] for i in indices]
             try:
-                results = self._generate(group, on_step) if not group[0].peek else self._peek(group, on_step)
+                with pinned(self._pinned):
+                    results = self._generate(group, on_step) if not group[0].peek else self._peek(group, on_step)
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise self._too_large(len(group)) from None
+                if is_out_of_memory(error):
+                    raise self._too_large(len(group)) from None
+                if self._pinned is not None and is_refused(error):
+                    raise self._refused() from None
+                raise
             for index, result in zip(indices, results, strict=True):
                 grown[index] = result
         return [g for g in grown if g is not None]
+
+    def _reach(self) -> int | None:
+        """Columns that a batch must not grow beyond; None where nothing limits it."""
+        limits = [] if self._takes_positions else [self.loaded.context]
+        limits += [] if self._compiled is None else [self._compiled.longest]
+        return min((n for n in limits if n is not None), default=None)
 
     @torch.inference_mode()
     def _generate(self, rows: Sequence[Row], on_step: OnStep) -> list[Grown]:
@@ -102,6 +125,10 @@ class TransformersBackend:
         watch = Watch(rows, ids.shape[1], self._endings)
         watch.on_step = self._guarded(on_step, watch, rows)
         longest = max(r.limit for r in rows)
+        more: dict[str, Any] = {}
+        if self._compiled is not None:
+            ids, mask = self._compiled.padded(ids), self._compiled.padded(mask)
+            more = self._compiled.arguments()
         with _positions_within(loaded.model, loaded.context, max(len(r.context) for r in rows) + longest):
             output = loaded.model.generate(
                 input_ids=ids,
@@ -112,6 +139,7 @@ class TransformersBackend:
                 logits_processor=self._sampler(rows, ids.shape[1], watch),
                 stopping_criteria=StoppingCriteriaList([watch]),
                 return_dict_in_generate=True,
+                **more,
             )
         synchronise(str(loaded.device))
         self._note_cache(output.past_key_values)
@@ -123,6 +151,8 @@ class TransformersBackend:
         if sampling is None:
             return chain
         numbers = uniforms([r.key for r in rows], [r.start for r in rows], max(r.limit for r in rows))
+        if self._compiled is not None:
+            numbers = self._compiled.padded(torch.from_numpy(numbers)).numpy()
         chain.append(CounterSampler(sampling, numbers, prompt_width, self.loaded.device))
         return chain
 
@@ -160,6 +190,13 @@ class TransformersBackend:
             )
             for i, row in enumerate(rows)
         ]
+
+    def _refused(self) -> SpecError:
+        return SpecError(
+            f"PyTorch's {self._pinned} kernel does not take what {self.loaded.name} asks for on {self.loaded.device} "
+            "(number format, head size or the mask of a padded batch); choose sdpa, which takes one that does.",
+            field="runtime.attention",
+        )
 
     def _note_cache(self, cache: Any) -> None:
         held = cache_bytes(cache)
@@ -233,8 +270,8 @@ def _positions_within(model: Any, context: int | None, reach: int) -> Iterator[N
 def _alike(rows: Sequence[Row], context: int | None) -> list[list[int]]:
     """Indices of rows that may run in one call: the same sampling, and with a ``context``, none pushed past it.
 
-    ``context`` is given for a model that takes no positions from outside (see ``_positions_within``): its cramped
-    rows run apart.
+    ``context`` is given for a model that takes no positions from outside (see ``_positions_within``) and for a cache of
+    a fixed size: rows that are cramped there run apart.
     """
     longest = max(r.limit for r in rows)
     groups: dict[tuple[object, int, bool], list[int]] = {}

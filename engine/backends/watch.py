@@ -48,7 +48,7 @@ class Watch(StoppingCriteria):
         added = len(self._live)
         self._live = [row for row in self._live if not self._ends(row, tokens[row])]
         self.on_step(added)
-        ended = torch.ones(len(self._rows), dtype=torch.bool)
+        ended = torch.ones(len(input_ids), dtype=torch.bool)  # rows that only fill up the batch end at once
         ended[self._live] = False
         return ended.to(input_ids.device)
 

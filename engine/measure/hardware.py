@@ -15,6 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kernels.dispatch import Machine
+from kernels.native import build
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "triton", "pysqlite3")
 
@@ -76,7 +79,7 @@ def _memory_bytes() -> int:
 
 @functools.cache
 def gpus() -> tuple[dict[str, Any], ...]:
-    """Name, memory and driver of every NVIDIA GPU the driver shows; empty without one."""
+    """Name, memory, driver and compute capability of every NVIDIA GPU the driver shows; empty without one."""
     try:
         import pynvml
 
@@ -89,8 +92,18 @@ def gpus() -> tuple[dict[str, Any], ...]:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         name = _text(pynvml.nvmlDeviceGetName(handle))
-        found.append({"name": name, "memory_gib": round(memory.total / 2**30), "driver": driver})
+        capability = tuple(map(int, pynvml.nvmlDeviceGetCudaComputeCapability(handle)))
+        gib = round(memory.total / 2**30)
+        found.append({"name": name, "memory_gib": gib, "driver": driver, "capability": capability})
     return tuple(found)
+
+
+def machine(device: str) -> Machine:
+    """What kernels would find on ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; without torch, so as the driver sees it."""
+    found = gpus()
+    index = None if device == "cpu" or not found else int(device.partition(":")[2] or 0)
+    capability = None if index is None or index >= len(found) else found[index]["capability"]
+    return Machine(capability, package_version("triton"), build.compiler_reason())
 
 
 def _text(value: str | bytes) -> str:

@@ -21,6 +21,10 @@ WARM_UP = 2  # passes before a recording: libraries choose their algorithms in t
 LEAST_WIDTH = 4
 
 
+class Unrecordable(Exception):
+    """A step cannot be recorded as a CUDA graph; the text says what broke off."""
+
+
 class Decoding:
     """The arrays of a decoding step of ``size`` sequences with tables of ``width`` blocks, int64 on the device.
 
@@ -74,7 +78,7 @@ class Graphs:
 
     ``forward`` processes a Decoding and returns scores [size, vocabulary]. ``width``: of all tables, for attention that
     takes no time for blocks behind a sequence's end; None where steps of different widths are recorded. ``reason``: why
-    steps are not recorded, where recording has failed.
+    steps are not recorded, where recording has failed; with ``must`` that raises Unrecordable.
     """
 
     def __init__(
@@ -83,8 +87,10 @@ class Graphs:
         spare: int,
         device: torch.device,
         width: int | None = None,
+        must: bool = False,
     ) -> None:
         self.reason: str | None = None
+        self._must = must
         self._width = width
         self._forward = forward
         self._spare = spare
@@ -141,6 +147,8 @@ class Graphs:
             except RuntimeError as error:  # an operation of this model that cannot be recorded
                 torch.cuda.set_stream(before)  # where the recording broke off, its own stream is still the current one
                 self.reason = str(error).partition("\n")[0]
+                if self._must:
+                    raise Unrecordable(self.reason) from None
                 return step, None, None
         return step, graph, scores
 

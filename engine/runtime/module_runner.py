@@ -13,14 +13,23 @@ from engine.runtime.batch import Batch, Ragged
 from engine.runtime.blocks import BLOCK
 from engine.runtime.graphs import Decoding, Graphs
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
-from kernels.native import build
+from engine.runtime.way import Way
+from spec.choices import Attention
+from spec.choices import Graphs as Recording
+
+NAMES = {
+    Attention.PLAIN: "gathered",
+    Attention.NATIVE: "native kernel",
+    Attention.TRITON: "Triton",
+    Attention.CASCADE: "Triton, prefixes read once",
+}
 
 
 class ModuleRunner:
     """See Runner. ``model`` is set to our attention until ``close``.
 
-    ``fixed``: decoding steps are padded to a few sizes in arrays that stay where they are, which CUDA graphs need; on a
-    GPU always. ``triton``: attention by our Triton kernels, see ``triton_attention.reason``.
+    ``way``: its attention is one of ours and serves the model, see ``support``. ``fixed``: decoding steps are padded to
+    a few sizes in arrays that stay where they are, which CUDA graphs need; on a GPU unless the way says otherwise.
     """
 
     def __init__(
@@ -29,25 +38,25 @@ class ModuleRunner:
         shapes: Sequence[KvShape],
         dtype: torch.dtype,
         device: torch.device,
+        way: Way,
         fixed: bool = False,
-        triton: bool = False,
     ) -> None:
         self._model = model
         self._shapes = tuple(shapes)
-        self.dtype = self._dtype = dtype
+        self.dtype = dtype
+        self._kv_type = way.cache_type(dtype)
         self._device = device
+        self._way = way
         self._before = model.config._attn_implementation
-        # The kernel reads two dimensions of a key at a time.
-        fits = all(s.key_dim == s.value_dim and s.key_dim % 2 == 0 for s in self._shapes)
-        self._native = device.type == "cpu" and build.reason() is None and fits
-        self._triton = triton
-        self.pads = not (self._native or self._triton)
-        self._fixed = fixed or device.type == "cuda"
+        self._native = way.attention is Attention.NATIVE
+        self._triton = way.attention in (Attention.TRITON, Attention.CASCADE)
+        self.pads = way.attention is Attention.PLAIN
+        self._fixed = fixed or (device.type == "cuda" and way.graphs is not Recording.OFF)
         self._graphs: Graphs | None = None
         self._kv: KvCache | None = None
         parameters = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in parameters
-        self.block_bytes = block_bytes(self._shapes, dtype)
+        self.block_bytes = block_bytes(self._shapes, self._kv_type)
         self.vocab = int(model.config.get_text_config().vocab_size)
         model.set_attn_implementation(NAME)
         # Not every architecture hands keywords on to its attention function, so the step's cache waits at the modules.
@@ -59,22 +68,23 @@ class ModuleRunner:
     @property
     def name(self) -> str:
         """See Runner."""
-        if self._native:
-            return "paged, native kernel"
-        way = "paged, Triton" if self._triton else "paged, gathered"
-        if self._device.type != "cuda":
-            return way
-        reason = self._graphs.reason if self._graphs is not None else None
-        return f"{way}, CUDA graphs" if reason is None else f"{way} (no CUDA graphs: {reason})"
+        parts = ["paged", NAMES[self._way.attention]]
+        if self._kv_type != self.dtype:
+            parts.append(f"{self._way.kv_cache} cache")
+        if self._fixed and self._device.type == "cuda":
+            reason = self._graphs.reason if self._graphs is not None else None
+            parts.append("CUDA graphs" if reason is None else f"no CUDA graphs: {reason}")
+        return ", ".join(parts)
 
     def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
         """See Runner."""
         reason = self._graphs.reason if self._graphs is not None else None
         self._kv = self._graphs = None
-        self._kv = KvCache(self._shapes, count + self._fixed, self._dtype, self._device, rowwise=self._triton)
+        self._kv = KvCache(self._shapes, count + self._fixed, self._kv_type, self._device, rowwise=self._triton)
         if self._fixed:
             width = -(-longest // BLOCK) if self._triton and longest is not None else None
-            self._graphs = Graphs(self._decode, spare=count, device=self._device, width=width)
+            must = self._way.graphs is Recording.ON
+            self._graphs = Graphs(self._decode, spare=count, device=self._device, width=width, must=must)
             self._graphs.reason = reason
             with torch.inference_mode():
                 self._graphs.prepare(batch_size)

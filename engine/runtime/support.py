@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from engine.measure.hardware import package_version
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK
 from engine.runtime.kv_cache import KvShape
 from engine.runtime.module_runner import ModuleRunner
-from engine.runtime.native_runner import NativeRunner, serves
+from engine.runtime.native_runner import FAMILY, NativeRunner, serves
 from engine.runtime.runner import Runner
-from engine.runtime.triton_attention import reason
+from engine.runtime.way import Way
+from kernels.dispatch import PAGED, Machine, Wanted, refusal
+from kernels.native import build
+from spec.choices import Attention, Fusion, KvDtype
 
 # Their rotary frequencies follow the longest sequence of a batch, so one request would change another's answer.
 BATCH_DEPENDENT = ("dynamic", "longrope")
@@ -23,35 +29,84 @@ _PIECES = ((17, 5), (3, 5), (8, 1), (1, 1), (1, 1), (1, 0))
 # Root mean square of the differences, as a share of the scores' spread, that arithmetic in another order may make.
 # What is computed wrongly comes to about 1. The largest difference would not do: it grows with the vocabulary.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.1}
+_ROUNDING = {KvDtype.AUTO: 0.0, KvDtype.INT8: 0.2, KvDtype.FP8: 0.4}  # that a cache of one byte may make
+ANY = Way()
 
 
 class Unsupported(Exception):
     """The runtime cannot run this model; the text says why, as half a sentence."""
 
 
-def runner_for(model: Any, device: torch.device, native: bool = True, sole: bool = False) -> Runner:
+def runner_for(model: Any, device: torch.device, way: Way = ANY, sole: bool = False) -> Runner:
     """A runner for a causal model of transformers, with an output head or without one. Raises Unsupported.
 
-    ``native`` False leaves our own forward pass out, so that transformers' modules run over our cache. ``sole``: until
-    the runner is closed nobody else runs the model, which saves our own forward pass a second copy of its weights.
+    ``sole``: until the runner is closed nobody else runs the model, which saves our own forward pass a second copy of
+    its weights.
     """
     parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if parameters.get("rope_type") in BATCH_DEPENDENT:
         raise Unsupported("its rotary positions depend on the longest sequence in the batch")
     ids, expected, shapes = _reference(model, device)
-    if native and serves(model, device):
-        runner = NativeRunner(model, model.dtype, sole)
-        if _error(runner, ids, expected, has_head(model)) is None:
+    tolerance = max(_TOLERANCE[model.dtype], _ROUNDING[way.kv_cache])
+    error = None
+    for make in _candidates(model, device, shapes, way, sole):
+        runner = make()
+        error = _error(runner, ids, expected, has_head(model), tolerance)
+        if error is None:
             return runner
         runner.close()
-    error: str | None = None
-    for triton in (True, False) if device.type == "cuda" and reason(shapes, model.dtype) is None else (False,):
-        found = ModuleRunner(model, shapes, model.dtype, device, triton=triton)
-        error = _error(found, ids, expected, has_head(model))
-        if error is None:
-            return found
-        found.close()
-    raise Unsupported(error or "")
+    raise Unsupported(error or "no attention of ours serves it")
+
+
+def _candidates(
+    model: Any, device: torch.device, shapes: Sequence[KvShape], way: Way, sole: bool
+) -> Iterator[Callable[[], Runner]]:
+    """Ways to run the model that the ``way`` leaves open, fastest first. Raises Unsupported where it leaves none."""
+    whole = _whole(model, device, way)
+    if whole is None:
+        yield lambda: NativeRunner(model, model.dtype, sole)
+    if way.fusion is Fusion.KERNELS and device.type == "cpu":
+        if whole is not None:
+            raise Unsupported(whole)
+        return
+    for attention in [way.attention] if way.attention is not Attention.AUTO else PAGED[device.type]:
+        why = _attention_reason(Attention(attention), shapes, device, way)
+        if why is None:
+            one = replace(way, attention=Attention(attention))
+            yield lambda one=one: ModuleRunner(model, shapes, model.dtype, device, one)  # type: ignore[misc]
+        elif way.attention is not Attention.AUTO:
+            raise Unsupported(why)
+
+
+def _whole(model: Any, device: torch.device, way: Way) -> str | None:
+    """Why our own forward pass is not to run the model; None where it is."""
+    if way.fusion is Fusion.OFF or way.attention not in (Attention.AUTO, Attention.NATIVE):
+        return "another way was chosen"
+    if way.kv_cache is not KvDtype.AUTO:
+        return f"the C++ forward pass has no cache in {way.kv_cache}"
+    if not serves(model, device):
+        return f"the C++ forward pass runs the Llama family ({', '.join(FAMILY)})"
+    return None
+
+
+def _attention_reason(attention: Attention, shapes: Sequence[KvShape], device: torch.device, way: Way) -> str | None:
+    found = refusal(machine_of(device), Wanted(str(attention), kv_cache=str(way.kv_cache), head_dim=_widest(shapes)))
+    if found is not None:
+        return found[1]
+    # The C++ kernel reads two dimensions of a key at a time.
+    if attention is Attention.NATIVE and any(s.key_dim != s.value_dim or s.key_dim % 2 for s in shapes):
+        return "the C++ kernel serves heads whose keys and values have one, even, width"
+    return build.reason() if attention is Attention.NATIVE else None
+
+
+def _widest(shapes: Sequence[KvShape]) -> int:
+    return max(max(s.key_dim, s.value_dim) for s in shapes)
+
+
+def machine_of(device: torch.device) -> Machine:
+    """The machine as torch sees it."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return Machine(capability, package_version("triton"), build.compiler_reason())
 
 
 @torch.inference_mode()
@@ -75,7 +130,9 @@ def has_head(model: Any) -> bool:
     return model.get_output_embeddings() is not None
 
 
-def _error(runner: Runner, ids: list[list[int]], expected: list[torch.Tensor], head: bool) -> str | None:
+def _error(
+    runner: Runner, ids: list[list[int]], expected: list[torch.Tensor], head: bool, tolerance: float
+) -> str | None:
     """Why the runner does not compute what the model does; None where it does."""
     runner.allocate(2 * -(-max(_TEXTS) // BLOCK))
     tables = np.arange(2 * -(-max(_TEXTS) // BLOCK), dtype=np.int32).reshape(2, -1)
@@ -93,6 +150,6 @@ def _error(runner: Runner, ids: list[list[int]], expected: list[torch.Tensor], h
         theirs = torch.stack([expected[s][at] for s, at in rows])
         spread = float(theirs.std()) or 1.0
         error = float((found - theirs).square().mean().sqrt()) / spread
-        if not error <= _TOLERANCE[runner.dtype]:  # NaN is no number that is small enough
+        if not error <= tolerance:  # NaN is no number that is small enough
             return "its attention does not go through transformers' AttentionInterface, or it mixes tokens elsewhere"
     return None

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from engine.runtime.batch import Ragged
-from engine.runtime.kv_cache import KvCache, KvShape
-
-WIDEST = 256  # numbers of a head that a tile holds in registers
-
-
-def reason(shapes: Sequence[KvShape], dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot run such a cache; None where they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if max(max(s.key_dim, s.value_dim) for s in shapes) > WIDEST:
-        return f"its heads are wider than {WIDEST}"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"its numbers are {str(dtype).removeprefix('torch.')}"
-    return None
+from engine.runtime.kv_cache import KvCache
 
 
 def attend(
@@ -44,6 +29,8 @@ def attend(
     how: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
     if sinks is not None:
         how["sinks"] = sinks.float().contiguous()
+    if kv.is_quantized:
+        how |= {"key_scales": kv.key_scales[layer], "value_scales": kv.value_scales[layer]}
     if pieces.single:
         return decode(q[:, None], keys, values, pieces.tables, pieces.lengths, **how)[0][:, 0]
     assert isinstance(step, Ragged)

@@ -18,8 +18,6 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 SOURCE = Path(__file__).with_name("forward.cpp")
 # -ffast-math by its parts: as a whole it links start-up code that makes this process round tiny numbers to zero.
 MATH = ("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-fassociative-math", "-freciprocal-math")
@@ -36,8 +34,7 @@ class Unavailable(Exception):
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The compiled kernels. Raises Unavailable."""
-    if os.environ.get("ISOQUANT_NATIVE", "1") == "0":
-        raise Unavailable("native kernels are switched off by ISOQUANT_NATIVE=0")
+    _check_wanted()
     command = _command()
     path = _folder() / f"native-{_key(command)}.so"
     if not path.exists():
@@ -46,6 +43,8 @@ def library() -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"the compiled kernels do not load ({error})") from None
+    import torch  # here, for whether there is a compiler is asked without it
+
     found.threads = torch.get_num_threads()  # for good: each has its part of the memory for attention scores
     found.isoquant_threads(found.threads)
     return found
@@ -58,6 +57,21 @@ def reason() -> str | None:
     except Unavailable as error:
         return str(error)
     return None
+
+
+def compiler_reason() -> str | None:
+    """Why the kernels could not be compiled, as far as that can be told without trying; None where they could."""
+    try:
+        _check_wanted()
+        _compiler()
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
+def _check_wanted() -> None:
+    if os.environ.get("ISOQUANT_NATIVE", "1") == "0":
+        raise Unavailable("native kernels are switched off by ISOQUANT_NATIVE=0")
 
 
 def _command() -> list[str]:
