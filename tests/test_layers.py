@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGINE = {"spec", "kernels", "tasks", "engine"}
 WEB = {"spec", "tasks", "store", "analysis", "ui"}
 # The web process may ask which models and devices there are; these modules import no torch, as a test below proves.
-WEB_ENGINE = {"engine.catalog", "engine.measure.hardware", "engine.predict"}
+WEB_ENGINE = {"engine.catalog", "engine.measure.hardware", "engine.predict", "engine.refusals"}
 MAY_IMPORT = {
     "spec": {"spec"},
     "kernels": {"kernels"},

@@ -9,6 +9,7 @@ from apptest import button, visit, words
 from streamlit.elements.lib import policies
 from synthetic import result
 
+from kernels.dispatch import Machine
 from spec.choices import Duplicates, PromptStyle, StopRule, Vote
 from spec.errors import SpecError
 from spec.parameters import parameters
@@ -235,6 +236,7 @@ def test_without_a_reward_model_scores_come_from_the_model_itself(monkeypatch):
     "runtime",
     [
         Runtime(backend="isoquant", batching="continuous", caching="prefix", chunk=64),
+        Runtime(attention="plain", fusion="off"),
         Runtime(backend="transformers", batching="static", caching="off", attention="eager"),
     ],
 )
@@ -245,15 +247,41 @@ def test_how_a_run_is_executed_is_kept_whole(runtime):
     assert command(spec) in [c.value for c in at.code]
 
 
-def test_a_back_end_offers_only_what_it_can_do():
+def test_a_back_end_offers_only_what_it_can_do(monkeypatch):
+    monkeypatch.setattr(offers.refusals, "machine", lambda device: Machine())
     at = visit("run", session={"run_model": SPEC.model})
-    assert "continuous" in at.selectbox(key="run_batching").options
-    assert not [s for s in at.selectbox if s.key == "run_attention"]
+    shown = {name: at.selectbox(key=f"run_{name}").options for name in ("batching", "attention", "fusion", "kv_cache")}
+    assert shown == {
+        "batching": ["auto", "continuous", "static"],
+        "attention": ["auto", "plain", "native"],
+        "fusion": ["auto", "off", "kernels"],
+        "kv_cache": ["auto", "int8", "fp8"],
+    }
+    text = words(at)
+    assert "Attention :gray-badge[triton] :gray-badge[cascade]" in text
+    assert "CUDA graphs :gray-badge[on] :gray[it needs an NVIDIA GPU]" in text
     at.selectbox(key="run_backend").set_value("transformers").run()
     assert at.selectbox(key="run_batching").options == ["auto", "static"]
     assert at.selectbox(key="run_caching").options == ["auto", "sequence", "off"]
-    assert at.selectbox(key="run_attention").options == ["auto", "eager", "sdpa"]
+    assert at.selectbox(key="run_attention").options == ["auto", "eager", "sdpa", "sdpa-math", "sdpa-flash"]
+    assert at.selectbox(key="run_fusion").options == ["auto", "off", "compile"]
+    assert not [s for s in at.selectbox if s.key in ("run_kv_cache", "run_graphs")]
     assert not at.error
+
+
+def test_a_gpu_brings_its_kernels_into_the_form(monkeypatch):
+    monkeypatch.setattr(offers.refusals, "machine", lambda device: Machine((9, 0), "3.6.0"))
+    at = visit("run", session={"run_model": SPEC.model})
+    assert at.selectbox(key="run_attention").options == ["auto", "plain", "triton", "cascade"]
+    assert at.selectbox(key="run_graphs").options == ["auto", "on", "off"]
+
+
+def test_choices_that_do_not_go_together_are_said_before_the_run(monkeypatch):
+    monkeypatch.setattr(offers.refusals, "machine", lambda device: Machine())
+    chosen = {"run_model": SPEC.model, "run_attention": "native", "run_kv_cache": "int8"}
+    at = visit("run", session=chosen)
+    assert "the C++ kernel reads a cache in the format of the weights" in at.error[0].value
+    assert button(at, "Run").disabled
 
 
 def test_a_strategy_that_the_back_end_cannot_run_is_said_before_the_run():

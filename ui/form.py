@@ -29,6 +29,8 @@ MAIN_PARAMETERS = (
 DEFAULT_STRATEGY, DEFAULT_TASK, DEFAULT_LIMIT = "majority", "lab-words", 100
 OWN_RULE = "task's own"
 PRECISION, RUNTIME, TASK, RUN = ({p.name: p for p in parameters(c)} for c in (Precision, Runtime, TaskSpec, RunSpec))
+EXECUTION = {n: RUNTIME[n] for n in ("attention", "fusion")} | {"kv_cache": PRECISION["kv_cache"]}
+EXECUTION |= {n: RUNTIME[n] for n in ("graphs", "batching", "caching")}
 Values = dict[str, Any]
 
 
@@ -45,7 +47,7 @@ def show() -> RunSpec | None:
         strategy |= _row(more, f"run_{name}_", per_row=3)
         task |= _task_options(task["name"])
         own = _row([RUN["seed"], RUN["repeats"]], "run_", per_row=3)
-    missing()
+    missing(runtime["device"])
     for given in ("reward", "draft"):
         if given in strategy:
             strategy[given] = _absolute_model(strategy[given])
@@ -65,6 +67,7 @@ def show() -> RunSpec | None:
         check_votes(spec)
         offers.check_model(spec)
         offers.check_device(spec.runtime.device)
+        offers.check_execution(spec)
     except IsoquantError as error:
         components.problem(error)
         return None
@@ -79,7 +82,12 @@ def fill(spec: RunSpec) -> None:
     put |= {f"run_{name}": getattr(spec.task, name) for name in TASK if name not in ("name", "limit")}
     put["run_limit" if _asks(spec.task.kind) else "run_lines"] = spec.task.limit
     put |= {f"run_{name}": getattr(spec.runtime, name) for name in RUNTIME}
-    put |= {"run_weights": spec.precision.weights, "run_seed": spec.seed, "run_repeats": spec.repeats}
+    put |= {
+        "run_weights": spec.precision.weights,
+        "run_kv_cache": spec.precision.kv_cache,
+        "run_seed": spec.seed,
+        "run_repeats": spec.repeats,
+    }
     put["run_checker"] = spec.task.checker or OWN_RULE
     put["run_prompt_template"] = spec.task.prompt_template or ""
     fields.fill({key: str(value) if isinstance(value, StrEnum) else value for key, value in put.items()})
@@ -176,17 +184,26 @@ def _machine() -> tuple[Values, Values]:
         device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help, keep=True)
     with c:
         backend = field(RUNTIME["backend"], "run_backend", label="Back end")
-    runtime: Values = {"device": device, "backend": backend}
-    a, b, c = st.columns(3)
-    for column, name in zip((a, b), ("batching", "caching"), strict=True):
-        with column:
-            options = offers.options(name, backend)
-            runtime[name] = select(label_of(RUNTIME[name]), options, f"run_{name}", options[0], RUNTIME[name].help)
-    with c:
-        # Each back end has a choice that the other one has not.
-        own = "chunk" if backend == Backend.ISOQUANT else "attention"
-        runtime[own] = field(RUNTIME[own], f"run_{own}", label="Tokens per step" if own == "chunk" else None)
-    return {"weights": weights}, runtime
+    chosen = {}
+    # What one back end or this device does not have is left out; what the device cannot do is named with its reason.
+    names = [n for n in EXECUTION if len(offers.options(n, backend, device)) > 1]
+    for start in range(0, len(names), 3):
+        for column, name in zip(st.columns(3), names[start : start + 3], strict=False):
+            with column:
+                chosen[name] = _execution(name, backend, device)
+    precision = {"weights": weights} | ({"kv_cache": chosen.pop("kv_cache")} if "kv_cache" in chosen else {})
+    runtime: Values = {"device": device, "backend": backend} | chosen
+    if backend == Backend.ISOQUANT:
+        with st.columns(3)[0]:
+            runtime["chunk"] = field(RUNTIME["chunk"], "run_chunk", label="Tokens per step")
+    return precision, runtime
+
+
+def _execution(name: str, backend: str, device: str) -> str:
+    options = offers.options(name, backend, device)
+    declared = EXECUTION[name]
+    label = {"kv_cache": "KV cache", "graphs": "CUDA graphs"}.get(name, label_of(declared))
+    return select(label, options, f"run_{name}", options[0], declared.help)
 
 
 def _task_options(name: str) -> Values:
@@ -280,9 +297,9 @@ def _split(declared: list[Parameter]) -> tuple[list[Parameter], list[Parameter]]
     return main, [p for p in declared if p.name not in MAIN_PARAMETERS]
 
 
-def missing() -> None:
+def missing(device: str = "auto") -> None:
     """What is known and cannot run here, greyed out, each with its reason beside it."""
-    rows = offers.missing()
+    rows = offers.missing(device)
     with st.expander(f"Not available here ({sum(len(r.options) for r in rows)})", icon=":material/block:"):
         for row in rows:
             chips = " ".join(f":gray-badge[{o}]" for o in row.options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+from engine import refusals
 from engine.catalog import (
     LAB_FAMILY,
     LAB_REWARD,
@@ -15,7 +17,7 @@ from engine.catalog import (
     resolve_reward,
 )
 from engine.measure.hardware import gpus
-from spec.choices import Backend, Batching, Caching
+from spec.choices import Attention, Backend, Batching, Caching, Fusion, Graphs, KvDtype
 from spec.errors import InputError, IsoquantError, SpecError
 from spec.run_spec import RunSpec
 from spec.strategy import LOGPROB, STRATEGIES
@@ -28,6 +30,26 @@ KINDS: dict[str, tuple[str, ...]] = {
     "Many and a vote": ("majority", "weighted", "best-of-n", "adaptive", "ensemble"),
     "Guided search": ("rebase", "step-beam", "dvts", "lookahead", "mcts", "particle"),
     "Faster or adaptive": ("speculative", "lookup", "early-exit", "cascade"),
+}
+
+CHOICES: dict[str, list[StrEnum]] = {
+    "batching": [*Batching],
+    "caching": [*Caching],
+    "attention": [*Attention],
+    "fusion": [*Fusion],
+    "graphs": [*Graphs],
+    "kv_cache": [*KvDtype],
+}
+# What a back end has not; attention says itself whose it is. RunSpec refuses the same.
+FOREIGN: dict[str, dict[str, tuple[StrEnum, ...]]] = {
+    Backend.ISOQUANT: {"fusion": (Fusion.COMPILE,)},
+    Backend.TRANSFORMERS: {
+        "batching": (Batching.CONTINUOUS,),
+        "caching": (Caching.PREFIX,),
+        "fusion": (Fusion.KERNELS,),
+        "graphs": (Graphs.ON, Graphs.OFF),
+        "kv_cache": (KvDtype.INT8, KvDtype.FP8),
+    },
 }
 
 
@@ -89,6 +111,11 @@ def check_device(device: str) -> None:
         raise SpecError(f"This machine has no device {device}; choose {' or '.join(offered)}.", field="runtime.device")
 
 
+def check_execution(spec: RunSpec) -> None:
+    """Raise SpecError for a way to run that this machine cannot do."""
+    refusals.check(spec)
+
+
 def count(number: int) -> str:
     """A parameter count to three digits: 3.1 M, 1.24 B."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -115,11 +142,15 @@ def kind_of(strategy: str) -> str:
     return next((kind for kind, names in KINDS.items() if strategy in names), next(iter(KINDS)))
 
 
-def options(name: str, backend: str) -> list[str]:
-    """The words of a choice about execution that a back end knows; the usual one first."""
-    known = {"batching": [*Batching], "caching": [*Caching]}[name]
-    foreign = () if backend == Backend.ISOQUANT else (Batching.CONTINUOUS, Caching.PREFIX)
-    return [str(word) for word in known if word not in foreign]
+def options(name: str, backend: str, device: str = "auto") -> list[str]:
+    """The words of a choice about execution that a back end knows and the device can do; the usual one first."""
+    words = _known(name, backend)
+    return [w for w in words if refusals.reason(name, w, device) is None] if name in refusals.NAMES else words
+
+
+def _known(name: str, backend: str) -> list[str]:
+    words = [w for w in CHOICES[name] if w not in FOREIGN[backend].get(name, ())]
+    return [str(w) for w in words if not isinstance(w, Attention) or w.backend in (None, backend)]
 
 
 def usual_reward() -> str:
@@ -132,12 +163,11 @@ def tasks() -> list[str]:
     return [n for n, t in TASKS.items() if t.available]
 
 
-def missing() -> list[Missing]:
-    """Everything that is known and cannot run here."""
+def missing(device: str = "auto") -> list[Missing]:
+    """Everything that is known and cannot run here, on that device."""
     rows = [
         Missing("Precision", ("int8", "int4", "nf4", "fp8"), "the engine computes in fp32, bf16 and fp16"),
-        Missing("KV cache", ("int8", "fp8"), "the cache is kept in the format of the weights"),
-        Missing("Attention", ("flex",), "the back end transformers offers eager and sdpa"),
+        *_refused(device),
     ]
     if not gpus():
         rows.append(Missing("Device", ("cuda",), "this machine shows no NVIDIA GPU"))
@@ -148,6 +178,16 @@ def missing() -> list[Missing]:
         rows.append(Missing("Reward model", (LAB_REWARD,), reason))
     rows += [Missing("Task", (t.name,), str(t.reason)) for t in TASKS.values() if not t.available]
     return rows
+
+
+def _refused(device: str) -> list[Missing]:
+    """Words about execution that the device does not allow, those with one reason together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in ("kv_cache", "attention", "fusion", "graphs"):
+        for word in CHOICES[name]:
+            if why := refusals.reason(name, str(word), device):
+                found.setdefault((refusals.NAMES[name], why), []).append(str(word))
+    return [Missing(name, tuple(words), why) for (name, why), words in found.items()]
 
 
 def devices() -> list[str]:

@@ -103,7 +103,13 @@ def machine(device: str) -> Machine:
     found = gpus()
     index = None if device == "cpu" or not found else int(device.partition(":")[2] or 0)
     capability = None if index is None or index >= len(found) else found[index]["capability"]
-    return Machine(capability, package_version("triton"), build.compiler_reason())
+    return Machine(capability, *_software())
+
+
+@functools.cache
+def _software() -> tuple[str | None, str | None]:
+    """Version of Triton, and why no C++ kernels can be compiled: a form asks for each of its words."""
+    return package_version("triton"), build.compiler_reason()
 
 
 def _text(value: str | bytes) -> str:
