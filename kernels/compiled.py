@@ -18,7 +18,6 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +74,7 @@ def compile_for(
     values = {(names.index(n),): v for n, v in constants.items()}
     aligned = [i for i, n in enumerate(names) if n not in constants and n not in unaligned]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned if signature[names[i]][0] in "*i"}
-    kind = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
-    source = kind(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    source = _source(kernel)(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
@@ -87,6 +85,14 @@ def compile_for(
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
     return Compiled(int(found[1]), int(found[2]), int(made.metadata.shared), sass)
+
+
+def _source(kernel: Any) -> type[ASTSource]:
+    if not kernel.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource  # experimental: other kernels must not depend on it
+
+    return GluonASTSource
 
 
 def _dump(what: str, file: Path) -> str:

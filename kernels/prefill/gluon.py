@@ -1,8 +1,8 @@
 # ruff: noqa: N803, N806 -- upper case are pointers, descriptors and constants of a kernel
 """Attention of whole prompts in the shape of FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608), for Hopper.
 
-Written in Gluon: one warp copies, two warpgroups compute. The warps of a program are three partitions that share a ring of ``STAGES``
-tiles of keys and as many of values, and meet at nothing but these barriers:
+Written in Gluon: one warp copies, two warpgroups compute. These three partitions of a program share a ring of
+``STAGES`` tiles of keys and as many of values, and meet at nothing but these barriers:
 
 ===========  =====  ======================================  ==================================================
 barrier      count  completes its turn when                 who waits
