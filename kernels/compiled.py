@@ -53,15 +53,18 @@ def compile_for(
     capability: int = 90,
     warps: int = 4,
     stages: int = 3,
+    registers: int | None = None,
     unaligned: frozenset[str] = frozenset(),
 ) -> Compiled:
-    """Compile a ``triton.jit`` function.
+    """Compile a ``triton.jit`` or ``gluon.jit`` function.
 
     Args:
         kernel: the function.
-        types: of its arguments that are not constants, as Triton writes them: ``*bf16``, ``i32``, ``fp32``.
+        types: of its arguments that are not constants, as Triton writes them: ``*bf16``, ``i32``, ``fp32``,
+            ``tensordesc<bf16[64, 128]>``; Gluon's descriptors name their layout behind the shape.
         constants: its ``constexpr`` arguments.
         capability: of the GPU: 80 (A100), 89 (L40, RTX 4090), 90 (H100, H200).
+        registers: at most so many for each thread; where warps are specialised, so many to begin with.
         unaligned: pointers and integers that are no multiples of 16; all others are taken to be, as at most launches.
 
     Raises what Triton raises where it does not compile.
@@ -71,10 +74,9 @@ def compile_for(
     values = {(names.index(n),): v for n, v in constants.items()}
     aligned = [i for i, n in enumerate(names) if n not in constants and n not in unaligned]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned if signature[names[i]][0] in "*i"}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    made = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages}
-    )
+    source = _source(kernel)(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(made.asm["cubin"])
@@ -83,6 +85,14 @@ def compile_for(
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
     return Compiled(int(found[1]), int(found[2]), int(made.metadata.shared), sass)
+
+
+def _source(kernel: Any) -> type[ASTSource]:
+    if not kernel.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource  # experimental: other kernels must not depend on it
+
+    return GluonASTSource
 
 
 def _dump(what: str, file: Path) -> str:
