@@ -1,136 +1,148 @@
 """`make gpu-check`: is the engine right on this GPU, and how fast is it? One command, no network, under ten minutes.
 
-    python -m bench.gpu_check [--skip-training] [--minutes 8]
+    python -m bench.gpu_check [--skip-training] [--minutes 8] [--only kernels]
 
-1. Correctness: the GPU tests (`tests/test_gpu_*.py`) hold CUDA against the CPU, those of `tests/kernels` each Triton
-   kernel against fp64. No figure is taken on a red test.
-2. Figures: the lab models and the `shape:` models that fit, both number formats in one run, appended with hardware and
-   commit to `bench/results/gpu_check.jsonl`.
-3. The larger lab model, if it is missing: trained here, because it takes hours on a CPU and minutes on a GPU.
+1. Correctness: the GPU tests (`tests/test_gpu_*.py`) hold CUDA against the CPU and `transformers.generate`, those of
+   `tests/kernels` each Triton kernel against fp64.
+2. Kernels (`bench.gpu_kernels`): each beside PyTorch's own, with its error and its share of this GPU's ceilings.
+3. Runs (`bench.gpu_runs`): whole models in our ways and transformers', samples behind long prompts.
+4. The larger lab model, if it is missing: trained here, because it takes hours on a CPU and minutes on a GPU.
+
+Every part is a process of its own with its own time, so one that fails, hangs or spoils the GPU's context is a line in
+the summary and not the end. What was measured is appended to `bench/results/`, with hardware and commit, as it comes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from bench.record import arguments
+from bench.record import RESULTS, arguments
 from engine.catalog import list_models
+from engine.laboratory.cases import OPS
 from engine.measure.hardware import fingerprint
-from engine.models import ModelHost
-from engine.run import execute
-from spec.choices import Dtype
-from spec.errors import IsoquantError
-from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
-from spec.strategy import Greedy, Majority, Strategy
+from engine.measure.roofline import calibrate
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results" / "gpu_check.jsonl"
-COLUMNS = ("accuracy", "throughput_tok_s", "itl_p50_s", "ttft_p50_s", "peak_memory_bytes", "energy_j", "j_per_token")
-SHAPES = ("shape:qwen2.5-0.5b", "shape:llama-3.2-1b", "shape:qwen2.5-7b", "shape:llama-3.1-8b")
+KERNELS, RUNS = RESULTS / "kernels.jsonl", RESULTS / "gpu_runs.jsonl"
+PARTS = ("tests", "kernels", "runs", "training")
+LARGE, SMALL = "shape:llama-3.1-8b", "shape:qwen2.5-0.5b"
 
 
-def plan() -> list[RunSpec]:
-    """What is measured: every lab model that is here at fp32 and bf16, every shape at bf16 and batch 1 and 32."""
-    lab = [m.name for m in list_models() if m.kind == "lab" and m.available]
-    strategies: tuple[Strategy, ...] = (Greedy(), Majority(n=8))
-    specs = [
-        RunSpec(model, Precision(dtype), Runtime(device="cuda", batch_size=256), strategy, TaskSpec(limit=400))
-        for model in lab
-        for dtype in (Dtype.FP32, Dtype.BF16)
-        for strategy in strategies
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process: what it is called, its command, the most seconds it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    limit_s: float
+
+
+def tests() -> list[Part]:
+    """One for each file: what one spoils stays its own."""
+    files = [*sorted((ROOT / "tests").glob("test_gpu_*.py")), *sorted((ROOT / "tests" / "kernels").glob("test_*.py"))]
+    names = [str(f.relative_to(ROOT)) for f in files]
+    more: tuple[str, ...] = ("-q", "-m", "gpu", "-p", "no:cacheprovider")
+    if importlib.util.find_spec("xdist") is not None:
+        more += ("-n", "8")  # most of their time is Triton's compiler, on the processor
+    return [Part(name, (sys.executable, "-m", "pytest", *more, name), 240) for name in names]
+
+
+def kernels(ceilings: Path) -> list[Part]:
+    """One for each operation."""
+    more = ("--out", str(KERNELS), "--ceilings", str(ceilings))
+    return [Part(f"kernel {op}", (sys.executable, "-m", "bench.gpu_kernels", op, *more), 120) for op in OPS]
+
+
+def runs() -> list[Part]:
+    """Decoding of both shapes at four batch sizes, and samples behind long prompts; what matters most first."""
+    command = (sys.executable, "-m", "bench.gpu_runs")
+    out = ("--out", str(RUNS))
+    asked = [(LARGE, 1), (LARGE, 32), (SMALL, 1), (SMALL, 32), (LARGE, 8), (LARGE, 128), (SMALL, 8), (SMALL, 128)]
+    found = [
+        Part(f"decode {m} x {b}", (*command, "decode", "--model", m, "--batch", str(b), *out), 240) for m, b in asked
     ]
-    return specs + [
-        RunSpec(
-            model,
-            Precision(Dtype.BF16),
-            Runtime(device="cuda", batch_size=batch),
-            task=TaskSpec(limit=batch, max_new_tokens=64),
-        )
-        for model in SHAPES
-        for batch in (1, 32)
+    found[2:2] = [
+        Part(f"64 samples, {p} tokens", (*command, "samples", "--prompt", str(p), *out), 240) for p in (8192, 2048)
     ]
+    return found
 
 
-def check_correctness() -> bool:
-    """Run the GPU tests; False when one failed or none ran."""
-    tests = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_gpu_*.py"))
-    tests.append("tests/kernels")
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", *tests], cwd=ROOT)
-    return done.returncode == 0
-
-
-def measure(specs: list[RunSpec], deadline_s: float) -> list[dict[str, object]]:
-    """Run each spec after a short one that pays for what is compiled at first use; print its row as it comes."""
-    host, rows = ModelHost(), []
-    print(f"{'run':78s}" + "".join(f"{c.removesuffix('_p50_s'):>20s}" for c in COLUMNS))
-    for spec in specs:
-        if time.monotonic() > deadline_s:
-            print(f"Out of time: {spec} and what follows was not measured.")
-            break
-        try:
-            execute(replace(spec, task=replace(spec.task, limit=min(spec.task.limit or 8, 8))), host=host)
-            result = execute(spec, host=host)
-        except IsoquantError as error:
-            print(f"{spec!s:78s} {error}")
-            continue
-        cells = [result.measures[c] for c in COLUMNS]
-        print(f"{spec!s:78s}" + "".join(f"{'n/a' if v is None else format(v, '.4g'):>20s}" for v in cells), flush=True)
-        rows.append(
-            {
-                "spec": spec.to_dict(),
-                "text": str(spec),
-                "energy_method": result.energy_method,
-                "energy_valid": result.energy_valid,
-                "energy_reason": result.energy_reason,
-                "attention": result.environment.get("attention"),
-                "measures": {c: result.measures[c] for c in COLUMNS},
-            }
-        )
-    return rows
-
-
-def train_larger_model() -> int:
-    """Train `lab-l` where it is missing; returns the trainer's exit code."""
+def training() -> list[Part]:
+    """Of `lab-l`, where it is missing."""
     if any(m.name == "lab-l" and m.available for m in list_models()):
-        return 0
-    print("Training lab-l, which is missing ...", flush=True)
-    return subprocess.run(
-        [sys.executable, "-m", "lab.train", "--model", "lab-l", "--device", "cuda"], cwd=ROOT
-    ).returncode
+        return []
+    return [Part("lab-l", (sys.executable, "-m", "lab.train", "--model", "lab-l", "--device", "cuda"), 3600)]
+
+
+def conduct(parts: list[Part], deadline_s: float) -> list[tuple[str, str]]:
+    """Run them in turn; (name, how it ended) of each. What would begin after the deadline is named and left out."""
+    found = []
+    for part in parts:
+        left = deadline_s - time.monotonic()
+        if left <= 0:
+            found.append((part.name, "not begun: out of time"))
+            continue
+        print(f"\n== {part.name}", flush=True)
+        try:
+            code = subprocess.run(part.command, cwd=ROOT, timeout=min(part.limit_s, max(30, left))).returncode
+            ended = "ok" if code == 0 else f"FAILED (exit code {code})"
+        except subprocess.TimeoutExpired as error:
+            ended = f"stopped after {error.timeout:.0f} s"
+        found.append((part.name, ended))
+    return found
 
 
 def main() -> int:
-    """Correctness, figures, larger model; the exit code is 0 only when all went well."""
+    """All parts; the exit code is 0 only when all went well."""
     parser = arguments(__doc__)
     parser.add_argument("--skip-training", action="store_true", help="do not train the larger lab model")
-    parser.add_argument("--minutes", type=float, default=8.0, help="stop measuring after so many minutes")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after so many minutes")
+    parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be given again")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no CUDA device here: run this on a machine with an NVIDIA GPU.")
         if options.json:
             print("{}")
         return 1
-    if options.quick:
-        options.minutes, options.skip_training = 0.5, True
-    deadline_s = time.monotonic() + options.minutes * 60
+    started = time.monotonic()
+    wanted = set(options.only or PARTS) - ({"training"} if options.skip_training or options.quick else set())
     hardware = fingerprint()
     print(f"{hardware['hardware_name']}, driver {hardware['gpu_driver']}, {hardware['packages']}")
-    if not options.quick and not check_correctness():
-        print("The GPU tests failed, so nothing is timed.")
-        return 1
-    rows = measure(plan(), deadline_s)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps({"hardware": hardware, "unix_time": time.time(), "rows": rows}) + "\n")
-    print(f"Appended to {RESULTS.relative_to(ROOT)}.")
-    return 0 if options.skip_training else train_larger_model()
+    RESULTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        limits = calibrate("cuda:0")
+        ceilings = Path(folder, "ceilings.json")
+        ceilings.write_text(json.dumps(limits.to_dict()))
+        rates = ", ".join(f"{n} {r / 1e12:.0f} TFLOP/s" for n, r in limits.matmul_flop_per_s.items())
+        print(f"copies {limits.copy_bytes_per_s / 1e12:.2f} TB/s; multiplies {rates}", flush=True)
+        _append(RUNS, {"hardware": hardware, "ceilings": limits.to_dict(), "unix_time": time.time()})
+        planned = {"tests": tests, "kernels": lambda: kernels(ceilings), "runs": runs}
+        parts = [part for name, make in planned.items() if name in wanted for part in make()]
+        found = conduct(parts[:2] if options.quick else parts, started + options.minutes * 60)
+    if "training" in wanted:
+        found += conduct(training(), time.monotonic() + 3600)
+    print("\nSummary")
+    for name, ended in found:
+        print(f"  {name:44} {ended}")
+    print(f"Appended to {KERNELS.relative_to(ROOT)} and {RUNS.relative_to(ROOT)}.")
+    good = all(ended == "ok" for _, ended in found)
+    if options.json:
+        print(json.dumps(dict(found)))
+    return 0 if good else 1
+
+
+def _append(path: Path, record: dict[str, object]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

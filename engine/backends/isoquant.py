@@ -15,8 +15,8 @@ from engine.models import LoadedModel
 from engine.runtime.batcher import Batcher
 from engine.runtime.blocks import BLOCK, BlockPool, NoRoom
 from engine.runtime.drafting import Drafter, LookupDrafter, ModelDrafter
+from engine.runtime.family import FAMILY
 from engine.runtime.graphs import Unrecordable
-from engine.runtime.native_runner import FAMILY
 from engine.runtime.plan import Plan
 from engine.runtime.runner import Runner
 from engine.runtime.support import ANY, Unsupported, runner_for

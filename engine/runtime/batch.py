@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from engine.runtime.blocks import BLOCK
+from engine.runtime.forest import Forest
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,7 @@ class Ragged:
         self.blocks = _tensor(own, device)
         self.places = _tensor(batch.positions % BLOCK, device)
         self._counts = counts
+        self.forest: Forest | None = None  # where sequences read keys together, see Forest
         self._tiles: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod

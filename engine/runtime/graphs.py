@@ -16,9 +16,12 @@ import torch
 
 from engine.runtime.batch import Batch, Pieces
 from engine.runtime.blocks import BLOCK
+from engine.runtime.forest import Forest
 
 WARM_UP = 2  # passes before a recording: libraries choose their algorithms in the first ones
 LEAST_WIDTH = 4
+Key = tuple[int, int, bool]
+"""Sequences and blocks of a step, and whether keys are read together."""
 
 
 class Unrecordable(Exception):
@@ -28,10 +31,12 @@ class Unrecordable(Exception):
 class Decoding:
     """The arrays of a decoding step of ``size`` sequences with tables of ``width`` blocks, int64 on the device.
 
-    It has what attention reads of a ``Ragged``; ``spare`` is the block of rows that only fill up.
+    It has what attention reads of a ``Ragged``; ``spare`` is the block of rows that only fill up. ``forest``: the plan
+    by which shared keys are read once; None for a step whose sequences are read one by one.
     """
 
-    def __init__(self, size: int, width: int, spare: int, device: torch.device) -> None:
+    def __init__(self, size: int, width: int, spare: int, device: torch.device, forest: Forest | None = None) -> None:
+        self.forest = forest
         self.size = size
         self.width = width
         self._spare = spare
@@ -78,7 +83,8 @@ class Graphs:
 
     ``forward`` processes a Decoding and returns scores [size, vocabulary]. ``width``: of all tables, for attention that
     takes no time for blocks behind a sequence's end; None where steps of different widths are recorded. ``reason``: why
-    steps are not recorded, where recording has failed; with ``must`` that raises Unrecordable.
+    steps are not recorded, where recording has failed; with ``must`` that raises Unrecordable. ``forest`` makes plans
+    for steps of so many sequences, where keys may be read together: then steps of either kind are recorded.
     """
 
     def __init__(
@@ -88,15 +94,18 @@ class Graphs:
         device: torch.device,
         width: int | None = None,
         must: bool = False,
+        forest: Callable[[int], Forest] | None = None,
     ) -> None:
         self.reason: str | None = None
         self._must = must
+        self._plant = forest
+        self._forests: dict[int, Forest] = {}
         self._width = width
         self._forward = forward
         self._spare = spare
         self._device = device
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._steps: dict[tuple[int, int], tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]] = {}
+        self._steps: dict[Key, tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]] = {}
 
     def serves(self, batch: Batch) -> bool:
         """Whether a batch is a decoding step: one token of each sequence, and all their scores are wanted."""
@@ -107,7 +116,7 @@ class Graphs:
     def logits(self, batch: Batch) -> torch.Tensor:
         """Scores [sequences, vocabulary], valid until the next call."""
         width = self._width or max(LEAST_WIDTH, padded(int(batch.positions.max()) // BLOCK + 1))
-        key = padded(batch.m), width
+        key = padded(batch.m), width, self._shares(batch)
         if key not in self._steps:
             self._steps[key] = self._record(*key)
         step, graph, scores = self._steps[key]
@@ -118,15 +127,36 @@ class Graphs:
             graph.replay()
         return scores[: batch.m]
 
+    def _shares(self, batch: Batch) -> bool:
+        """Whether the step's sequences read keys together, which is planned here."""
+        if self._plant is None:
+            return False
+        size = padded(batch.m)
+        tables = np.full((size, batch.tables.shape[1]), self._spare, dtype=np.int32)
+        lengths = np.ones(size, dtype=np.int64)
+        tables[: batch.m], lengths[: batch.m] = batch.tables[batch.slots], batch.positions + 1
+        return self._forest(size).update(tables, lengths)
+
+    def _forest(self, size: int) -> Forest:
+        assert self._plant is not None
+        if size not in self._forests:
+            self._forests[size] = self._plant(size)
+        return self._forests[size]
+
     def prepare(self, batch_size: int) -> None:
         """Record steps of all sizes up to ``batch_size``, where they have one width."""
-        sizes = dict.fromkeys(padded(n) for n in range(1, batch_size + 1))
-        for key in [(size, self._width) for size in sizes if self._width is not None]:
-            if self.reason is None and key not in self._steps:
-                self._steps[key] = self._record(*key)
+        if self._width is None:
+            return
+        for size in dict.fromkeys(padded(n) for n in range(1, batch_size + 1)):
+            # One sequence has nobody to share with.
+            for shares in (False, True) if self._plant is not None and size > 1 else (False,):
+                if self.reason is None and (size, self._width, shares) not in self._steps:
+                    self._steps[size, self._width, shares] = self._record(size, self._width, shares)
 
-    def _record(self, size: int, width: int) -> tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]:
-        step = Decoding(size, width, self._spare, self._device)
+    def _record(
+        self, size: int, width: int, shares: bool
+    ) -> tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]:
+        step = Decoding(size, width, self._spare, self._device, self._forest(size) if shares else None)
         if self._device.type != "cuda":
             return step, None, None
         step.clear()  # every row writes to the spare block

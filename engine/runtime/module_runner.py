@@ -6,15 +6,18 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine.runtime.attention import NAME, PagedCache, Step
 from engine.runtime.batch import Batch, Ragged
 from engine.runtime.blocks import BLOCK
+from engine.runtime.forest import Forest
+from engine.runtime.fusion import Fused
 from engine.runtime.graphs import Decoding, Graphs
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
 from engine.runtime.way import Way
-from spec.choices import Attention
+from spec.choices import Attention, Fusion
 from spec.choices import Graphs as Recording
 
 NAMES = {
@@ -64,11 +67,14 @@ class ModuleRunner:
         self._attended = [m for m in model.modules() if hasattr(m, "layer_idx")]
         for module in self._attended:
             module.isoquant_step = self._step
+        self._fused = Fused(model, self._step) if way.fusion is Fusion.KERNELS else None
 
     @property
     def name(self) -> str:
         """See Runner."""
         parts = ["paged", NAMES[self._way.attention]]
+        if self._fused is not None:
+            parts.append("fused kernels")
         if self._kv_type != self.dtype:
             parts.append(f"{self._way.kv_cache} cache")
         if self._fixed and self._device.type == "cuda":
@@ -84,7 +90,8 @@ class ModuleRunner:
         if self._fixed:
             width = -(-longest // BLOCK) if self._triton and longest is not None else None
             must = self._way.graphs is Recording.ON
-            self._graphs = Graphs(self._decode, spare=count, device=self._device, width=width, must=must)
+            plant = self._forest if self._way.attention is Attention.CASCADE else None
+            self._graphs = Graphs(self._decode, count, self._device, width, must, plant)
             self._graphs.reason = reason
             with torch.inference_mode():
                 self._graphs.prepare(batch_size)
@@ -115,8 +122,17 @@ class ModuleRunner:
         states: torch.Tensor = self._run(self._model.base_model, batch).last_hidden_state[0]
         return states[wanted]
 
+    def _forest(self, n: int) -> Forest:
+        heads = int(self._model.config.get_text_config().num_attention_heads)
+        kinds = dict.fromkeys((heads, s.heads, max(s.key_dim, s.value_dim)) for s in self._shapes)
+        return Forest(n, list(kinds), self.dtype, self._device)
+
     def _run(self, model: Any, batch: Batch, **more: Any) -> Any:
         ragged = batch.on(self._device)
+        if self._way.attention is Attention.CASCADE and batch.m == len(np.unique(batch.slots)) > 1:
+            forest = self._forest(batch.m)
+            if forest.update(batch.tables[batch.slots], batch.positions + 1):
+                ragged.forest = forest
         tokens = torch.from_numpy(batch.tokens.astype("int64")).to(self._device)
         return self._forward(model, tokens, ragged, batch if self._native else None, **more)
 
@@ -141,6 +157,8 @@ class ModuleRunner:
     def close(self) -> None:
         """See Runner."""
         self._kv = self._graphs = None
+        if self._fused is not None:
+            self._fused.close()
         for module in self._attended:
             del module.isoquant_step
         self._model.set_attn_implementation(self._before)

@@ -17,34 +17,16 @@ from torch import nn
 
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK
+from engine.runtime.family import is_plain, turns, window
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
 from kernels.native import build, ops
-
-# Architectures whose layers are exactly those of forward.cpp, and where each says how far a layer sees.
-FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def serves(model: Any, device: torch.device) -> bool:
     """Whether ``NativeRunner`` can run a model: its family, its parts, its number format, a compiler at hand."""
-    if device.type != "cpu" or model.config.model_type not in FAMILY or model.dtype not in ops.CODES:
+    if device.type != "cpu" or model.dtype not in ops.CODES:
         return False
-    inner = model.base_model
-    layers = all(_plain_layer(layer) for layer in inner.layers)
-    dim = inner.layers[0].self_attn.head_dim
-    whole = inner.rotary_emb.inv_freq.numel() * 2 == dim  # a part of a head that does not rotate is not served
-    return layers and whole and dim % 2 == 0 and build.reason() is None
-
-
-def _plain_layer(layer: nn.Module) -> bool:
-    attention, mlp = layer.self_attn, layer.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    parts = {n for n, _ in layer.named_children()}, {n for n, _ in mlp.named_children()}
-    silu = type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-    biased = any(m.bias is not None for m in linears[4:])
-    return parts == (_LAYER, _MLP) and silu and not biased and all(type(m) is nn.Linear for m in linears)
+    return is_plain(model) and model.base_model.layers[0].self_attn.head_dim % 2 == 0 and build.reason() is None
 
 
 class NativeRunner:
@@ -113,16 +95,9 @@ class NativeRunner:
             o_bias=self._fp32(a.o_proj.bias),
             q_norm=self._fp32(a.q_norm.weight if hasattr(a, "q_norm") else None),
             k_norm=self._fp32(a.k_norm.weight if hasattr(a, "k_norm") else None),
-            window=self._window(a) or 0,
-            rotary=int(getattr(a, "use_rope", 1)),
+            window=window(self._model, a),
+            rotary=int(turns(a)),
         )
-
-    def _window(self, attention: Any) -> int | None:
-        if self._model.config.model_type == "mistral":
-            found = getattr(self._model.config, "sliding_window", None)
-        else:
-            found = getattr(attention, "sliding_window", None)
-        return None if found is None else int(found)
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self._held.append(tensor)

@@ -12,9 +12,10 @@ import torch
 from engine.measure.hardware import package_version
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK
+from engine.runtime.family import FAMILY, is_plain
 from engine.runtime.kv_cache import KvShape
 from engine.runtime.module_runner import ModuleRunner
-from engine.runtime.native_runner import FAMILY, NativeRunner, serves
+from engine.runtime.native_runner import NativeRunner, serves
 from engine.runtime.runner import Runner
 from engine.runtime.way import Way
 from kernels.dispatch import PAGED, Machine, Wanted, refusal
@@ -71,11 +72,23 @@ def _candidates(
         return
     for attention in [way.attention] if way.attention is not Attention.AUTO else PAGED[device.type]:
         why = _attention_reason(Attention(attention), shapes, device, way)
-        if why is None:
-            one = replace(way, attention=Attention(attention))
+        if why is not None:
+            if way.attention is not Attention.AUTO:
+                raise Unsupported(why)
+            continue
+        for fusion in _fusions(model, Attention(attention), way):
+            one = replace(way, attention=Attention(attention), fusion=fusion)
             yield lambda one=one: ModuleRunner(model, shapes, model.dtype, device, one)  # type: ignore[misc]
-        elif way.attention is not Attention.AUTO:
-            raise Unsupported(why)
+
+
+def _fusions(model: Any, attention: Attention, way: Way) -> tuple[Fusion, ...]:
+    """Whether fused kernels run between the matrix products; both are tried where that is open."""
+    serves = attention in (Attention.TRITON, Attention.CASCADE) and is_plain(model)
+    if way.fusion is Fusion.KERNELS:
+        if not is_plain(model):
+            raise Unsupported(f"the fused kernels run the Llama family ({', '.join(FAMILY)})")
+        return (Fusion.KERNELS,) if serves else ()
+    return (Fusion.KERNELS, Fusion.OFF) if serves and way.fusion is Fusion.AUTO else (Fusion.OFF,)
 
 
 def _whole(model: Any, device: torch.device, way: Way) -> str | None:

@@ -1,16 +1,31 @@
-"""Whole models through the runtime, with the Triton kernels for their attention."""
+"""Whole models through the runtime, with the Triton kernels for their attention and between their matrix products."""
 
+import functools
+
+import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.runtime import forest as forests
 from engine.runtime import module_runner, support
+from engine.runtime.batch import Batch
+from engine.runtime.support import Unsupported, runner_for
 from engine.runtime.way import Way
+from kernels.decode import triton as decode_kernel
 from kernels.dispatch import Machine
-from spec.choices import Attention
-from tests.batches import batcher, drain, greedy, ids, known, row, text
+from kernels.forest import triton as forest_kernel
+from kernels.forest.plan import plan
+from kernels.norm import triton as norm
+from kernels.rope import triton as rope
+from kernels.swiglu import triton as swiglu
+from spec.choices import Attention, Fusion, KvDtype
+from tests.batches import CPU, NATIVE, batcher, causal, drain, greedy, ids, known, plain, row, text
 from tests.kernels.paged import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU tests/test_gpu_engine.py runs whole models")
 CONTEXTS = (text(1), text(30), text(30), text(17))
+TRITON = Way(attention=Attention.TRITON, fusion=Fusion.OFF)
 
 
 @pytest.fixture(params=[False, True], ids=["ragged", "padded"])
@@ -21,20 +36,169 @@ def runner(request, monkeypatch):
 
         def allocate(self, count, batch_size=3, longest=48):
             super().allocate(count, batch_size, longest)
-            for tensor in (*self._kv.keys, *self._kv.values):
-                tensor.fill_(float("nan"))
+            whole = (t for t in (*self._kv.keys, *self._kv.values) if t.dtype != torch.int8)
+            for tensor in (*whole, *self._kv.key_scales, *self._kv.value_scales):
+                tensor.view(torch.uint8).fill_(255) if tensor.itemsize == 1 else tensor.fill_(float("nan"))
 
     monkeypatch.setattr(support, "ModuleRunner", Runner)
+    on_a_gpu(monkeypatch)
+
+
+def on_a_gpu(monkeypatch):
+    """The rules of a GPU, for the kernels run here in the interpreter."""
     monkeypatch.setattr(support, "machine_of", lambda device: Machine((9, 0), "3.6.0"))
+    monkeypatch.setattr(support, "_whole", lambda *given: "another way was chosen")
+    candidates = support._candidates
+    monkeypatch.setattr(
+        support, "_candidates", lambda model, device, *more: candidates(model, torch.device("cuda"), *more)
+    )
+    make = support.ModuleRunner
+    monkeypatch.setattr(support, "ModuleRunner", lambda m, shapes, dtype, device, way: make(m, shapes, dtype, CPU, way))
+
+
+def check(architecture, way, name, contexts=CONTEXTS, limit=10, blocks=8):
+    """Ragged prompts in pieces, equal contexts that fork, and so few blocks that a sequence is put back."""
+    made = batcher(known(architecture), batch_size=3, budget=12, blocks=blocks, way=way)
+    assert made.runner.name == name
+    try:
+        found = drain(made, [row(c, limit, order=(i,)) for i, c in enumerate(contexts)])
+    finally:
+        made.close()
+    assert ids(found) == [greedy(known(architecture), c, limit) for c in contexts]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "gpt2", "qwen3"])
 def test_greedy_text_is_that_of_generate(architecture, runner):
-    """Ragged prompts in pieces, equal contexts that fork, and so few blocks that a sequence is put back."""
-    made = batcher(known(architecture), batch_size=3, budget=12, blocks=8, way=Way(attention=Attention.TRITON))
-    assert made.runner.name == "paged, Triton"
+    check(architecture, TRITON, "paged, Triton")
+
+
+@pytest.mark.parametrize("architecture", NATIVE)
+def test_fused_layers_write_what_generate_writes(architecture, runner):
+    short = (text(1), text(15), text(15), text(9))  # in the interpreter each head of each token takes its time
+    check(architecture, Way(attention=Attention.TRITON), "paged, Triton, fused kernels", short, 4, 4)
+    # The model is as it was: its own modules, its own attention, the same numbers.
+    model, fresh = known(architecture), causal(architecture)
+    assert not [m for m in model.modules() if "forward" in vars(m)]
+    assert torch.equal(plain(model, text(20)), plain(fresh, text(20)))
+
+
+@pytest.mark.parametrize("fusion", [Fusion.OFF, Fusion.KERNELS])
+@pytest.mark.parametrize("kind", [KvDtype.INT8, KvDtype.FP8])
+def test_a_cache_of_one_byte_gives_nearly_the_same_scores(kind, fusion, runner):
+    """Both ways to fill it, and both kernels that read it, against the plain path with the same cache."""
+    model, rows = known("qwen3"), np.arange(21, dtype=np.int32)
+    tables = np.array([[2, 0, 1, 3]], dtype=np.int32)
+    tokens, none = np.array(text(21), dtype=np.int32), np.zeros_like(rows)
+    steps = [
+        Batch(tokens[:20], rows[:20], none[:20], tables, rows[:20]),
+        Batch(tokens[20:], rows[20:], none[:1], tables, none[:1]),
+    ]
+    scores = []
+    for way in (Way(attention=Attention.PLAIN, kv_cache=kind), Way(Attention.TRITON, fusion, kv_cache=kind)):
+        made = runner_for(model, CPU, way)
+        made.allocate(4)
+        scores.append(torch.cat([made.logits(step).clone() for step in steps]))
+        made.close()
+    assert made.name.startswith(f"paged, Triton, {'fused kernels, ' if fusion is Fusion.KERNELS else ''}{kind} cache")
+    assert (scores[0] - scores[1]).norm() / scores[0].norm() < 1e-2
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+def test_a_prefix_that_is_read_once_changes_no_text(architecture, runner, monkeypatch):
+    """Samples of two prompts, of which one has its own; a sequence that ends early makes the rest a new plan."""
+    monkeypatch.setattr(forests, "plan", functools.partial(plan, least_keys=16, least_sequences=2))
+    calls = []
+    for name in ("forest", "decode"):
+        module = {"forest": forest_kernel, "decode": decode_kernel}[name]
+        count(monkeypatch, module, name, calls)
+    contexts = [text(33)] * 2 + [text(33)[:32] + text(5)] + [text(20)]
+    limits = [6, 3, 6, 6]
+    made = batcher(known(architecture), batch_size=4, budget=64, blocks=16, way=Way(Attention.CASCADE, Fusion.OFF))
+    assert made.runner.name == "paged, Triton, prefixes read once"
     try:
-        found = drain(made, [row(c, 10, order=(i,)) for i, c in enumerate(CONTEXTS)])
+        found = drain(made, [row(c, n, order=(i,)) for i, (c, n) in enumerate(zip(contexts, limits, strict=True))])
     finally:
         made.close()
-    assert ids(found) == [greedy(known(architecture), c, 10) for c in CONTEXTS]
+    assert ids(found) == [greedy(known(architecture), c, n) for c, n in zip(contexts, limits, strict=True)]
+    assert calls.count("forest") >= 2 * 4, "shared keys were read for each sequence"
+
+
+def test_a_plan_holds_until_a_sequence_is_another_one():
+    made = []
+
+    def planned(*given, **more):
+        made.append(plan(*given, **more, least_keys=16, least_sequences=2))
+        return made[-1]
+
+    tables = np.array([[1, 2, 3, 9], [1, 2, 4, 9], [1, 2, 5, 9]], dtype=np.int32)
+    lengths = np.array([40, 41, 42])
+    forest = forests.Forest(3, [(4, 2, 16)], torch.float32, DEVICE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forests, "plan", planned)
+        assert forest.update(tables, lengths)
+        grown = tables.copy()
+        grown[:, 3] = [6, 7, 8]
+        assert forest.update(grown, lengths + 9)
+        assert len(made) == 1
+        other = grown.copy()
+        other[0, :2] = [11, 12]
+        assert forest.update(other, lengths + 10)
+        assert not forest.update(other, np.array([40, 3, 42]))
+        assert not forest.update(np.array([[1, 2], [3, 4], [5, 6]], dtype=np.int32), np.array([20, 20, 20]))
+    assert len(made) == 4
+
+
+def test_fused_kernels_are_refused_where_the_layers_are_others(runner):
+    with pytest.raises(Unsupported, match="run the Llama family"):
+        runner_for(known("gpt2"), CPU, Way(attention=Attention.TRITON, fusion=Fusion.KERNELS))
+
+
+class Launches(TorchDispatchMode):
+    """Operations of PyTorch that a GPU would be launched for; those that only look at memory in another way are not."""
+
+    SILENT = ("view", "_unsafe_view", "unsqueeze", "split", "slice", "select", "transpose", "t", "detach", "alias")
+    SILENT += ("empty", "empty_like", "expand", "permute", "split_with_sizes", "_reshape_alias", "as_strided")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function._schema.name.partition("::")[2] not in self.SILENT
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("fusion", "most"), [(Fusion.KERNELS, 9), (Fusion.OFF, 40)])
+def test_a_layer_of_a_decoding_step_launches_few_operations(fusion, most, monkeypatch):
+    """Launches are most of a small batch's time on a GPU, so a change must not add any: four products, and kernels."""
+    kernels = []
+    for module, name in ((norm, "add_rms_norm"), (rope, "rotate_and_store"), (swiglu, "gated")):
+        count(monkeypatch, module, name, kernels)
+    count(monkeypatch, decode_kernel, "decode", kernels)
+    on_a_gpu(monkeypatch)
+    found = []
+    for layers in (2, 3):
+        made = batcher(
+            causal("llama", num_hidden_layers=layers), batch_size=2, way=Way(Attention.TRITON, fusion), blocks=8
+        )
+        made.submit([row(c, 20) for c in (text(5), text(20))])
+        made.step(lambda tokens: None)
+        kernels.clear()
+        with Launches() as launches:
+            made.step(lambda tokens: None)
+        made.close()
+        assert kernels, "no kernel of ours ran"
+        found.append(launches.count + len(kernels))
+    assert found[1] - found[0] <= most
+
+
+def count(monkeypatch, module, name, calls):
+    """Note each call of one of our kernels, and hide what it does in PyTorch's operations from ``Launches``."""
+    function = getattr(module, name)
+
+    def counted(*given, **more):
+        calls.append(name)
+        with torch.utils._python_dispatch._disable_current_modes():
+            return function(*given, **more)
+
+    monkeypatch.setattr(module, name, counted)

@@ -1,0 +1,141 @@
+"""Whole models on this GPU: our runtime in several ways, and transformers in several. Part of `gpu_check`.
+
+    python -m bench.gpu_runs decode --model shape:llama-3.1-8b --batch 1 [--out rows.jsonl]
+    python -m bench.gpu_runs samples --model shape:llama-3.1-8b --prompt 8192
+
+``decode``: greedy text at one batch size, both sides in one process with the weights loaded once. ``samples``: 64
+samples behind one long prompt, with shared keys read once and read by each, and the step of a single sample beside.
+The weights are random: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from engine.models import ModelHost
+from engine.run import execute
+from spec.choices import Attention, Backend, Dtype, Fusion, Graphs
+from spec.errors import IsoquantError
+from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
+from spec.strategy import Majority
+
+NEW_TOKENS = 96
+COLUMNS = ("throughput_tok_s", "itl_p50_s", "ttft_p50_s", "peak_memory_bytes", "j_per_token")
+OURS = Runtime(device="cuda")
+THEIRS = Runtime(device="cuda", backend=Backend.TRANSFORMERS)
+WAYS: dict[str, Runtime] = {
+    "isoquant": OURS,
+    "isoquant, no fused kernels": replace(OURS, fusion=Fusion.OFF),
+    "isoquant, no CUDA graphs": replace(OURS, graphs=Graphs.OFF),
+    "transformers": THEIRS,
+    "transformers, static cache + compile": replace(THEIRS, fusion=Fusion.COMPILE),
+}
+SHARED: dict[str, Runtime] = {
+    "64 samples, shared keys read once": replace(OURS, attention=Attention.CASCADE),
+    "64 samples, each reads all": replace(OURS, attention=Attention.TRITON),
+}
+
+
+def decode(model: str, batch: int) -> Iterator[tuple[str, RunSpec]]:
+    """One greedy batch in every way."""
+    for name, runtime in WAYS.items():
+        task = TaskSpec(limit=batch, max_new_tokens=NEW_TOKENS)
+        yield name, RunSpec(model, Precision(Dtype.BF16), replace(runtime, batch_size=batch), task=task)
+
+
+def samples(model: str, prompt: int, folder: Path) -> Iterator[tuple[str, RunSpec]]:
+    """Samples behind a prompt of about so many tokens, and one sample alone."""
+    file = folder / "long.jsonl"
+    # The tokenizer of random weights makes a token of each word.
+    file.write_text(json.dumps({"question": "word " * prompt, "answer": "1"}) + "\n")
+    task = TaskSpec(f"jsonl:{file}", limit=1, max_new_tokens=NEW_TOKENS)
+    for name, runtime in SHARED.items():
+        yield name, RunSpec(model, Precision(Dtype.BF16), replace(runtime, batch_size=64), Majority(n=64), task)
+    yield "1 sample", RunSpec(model, Precision(Dtype.BF16), replace(OURS, batch_size=1), Majority(n=1), task)
+
+
+def measure(host: ModelHost, name: str, spec: RunSpec) -> dict[str, Any]:
+    """One row; what fails is a row with its reason."""
+    row: dict[str, Any] = {"name": name, "spec": spec.to_dict(), "text": str(spec)}
+    try:
+        result = execute(spec, host=host)
+    except IsoquantError as error:
+        return row | {"error": str(error)}
+    except Exception as error:  # a kernel that fails on a GPU nobody tried yet: the other ways go on
+        return row | {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"}
+    return row | {
+        "ran": result.environment.get("attention"),
+        "measures": {c: result.measures[c] for c in COLUMNS},
+        "notes": list(result.notes),
+    }
+
+
+def batched(host: ModelHost, model: str, batch: int) -> dict[str, Any]:
+    """transformers' own continuous batching, which no run of ours goes through: the second of two equal calls."""
+    row: dict[str, Any] = {"name": "transformers, continuous batching", "text": f"{model} | batch {batch}"}
+    loaded = host.get(RunSpec(model, Precision(Dtype.BF16), replace(THEIRS, batch_size=batch)))
+    prompts = [[5 + (i + j) % 1000 for j in range(64)] for i in range(batch)]
+    how = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    try:
+        for _ in range(2):
+            started = time.perf_counter()
+            made = loaded.model.generate_batch(inputs=prompts, generation_config=how)
+            seconds = time.perf_counter() - started
+    except Exception as error:  # its interface moves with every release
+        return row | {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"}
+    tokens = sum(len(found.generated_tokens) for found in made.values())
+    measures = {"throughput_tok_s": tokens / seconds, "itl_p50_s": seconds / NEW_TOKENS}
+    return row | {"ran": "generate_batch", "measures": dict.fromkeys(COLUMNS) | measures}
+
+
+def line(row: dict[str, Any]) -> str:
+    """One line for people."""
+    if "error" in row:
+        return f"{row['name']:40} failed: {row['error']}"
+    m = row["measures"]
+    step, speed = (m[c] or float("nan") for c in ("itl_p50_s", "throughput_tok_s"))
+    return f"{row['name']:40} {speed:10.1f} tokens/s  {step * 1e3:8.2f} ms a step   {row['ran']}"
+
+
+def main() -> int:
+    """Measure one table; exit code 1 when a way failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["decode", "samples"])
+    parser.add_argument("--model", default="shape:llama-3.1-8b")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=8192)
+    parser.add_argument("--out", type=Path, help="append each row to this file, as JSON")
+    options = parser.parse_args()
+    host, failed = ModelHost(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        if options.what == "decode":
+            plan, title = decode(options.model, options.batch), f"batch {options.batch}"
+        else:
+            plan, title = samples(options.model, options.prompt, Path(folder)), f"prompt of {options.prompt}"
+        print(f"{options.model}, bf16, {title}", flush=True)
+        rows = (measure(host, name, spec) for name, spec in plan)
+        if options.what == "decode":
+            rows = itertools.chain(rows, (batched(host, options.model, options.batch) for _ in range(1)))
+        for row in rows:
+            row["unix_time"] = time.time()
+            print("  " + line(row), flush=True)
+            failed += "error" in row
+            if options.out:
+                with options.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
