@@ -35,7 +35,6 @@ def _attend(
     first = tl.load(item)
     last = tl.load(item + 1)
     begin = tl.load(item + 2)
-    slot = tl.load(item + 4)
     split = tl.load(item + 5)
     splits = tl.load(item + 6)
 
@@ -49,8 +48,9 @@ def _attend(
     if last < 0:
         last = tl.load(LENGTHS + model)
     if WINDOW > 0:
+        seen = length - WINDOW
         # What the shortest sequence sees begins first.
-        first = tl.maximum(first, tl.min(tl.where(real, length, 2147483647), 0) - WINDOW)
+        first = tl.maximum(first, tl.min(tl.where(real, seen, 2147483647), 0))
     each = tl.cdiv(tl.cdiv(tl.maximum(last - first, 0), splits), BN) * BN
     low = first + split * each
     high = tl.minimum(last, low + each)
@@ -65,6 +65,7 @@ def _attend(
         q = q.to(tl.float32)
     if HAS_SLOPES:
         slope = tl.load(SLOPES + head, mask=real, other=0.0) * 1.4426950408889634
+        newest = (length - 1).to(tl.float32)  # in fp32 positions below 2^24 are exact, and cost one conversion a key
     table = TABLES + model * table_row
     top = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -85,10 +86,10 @@ def _attend(
         if SOFTCAP:
             s = _tanh(s / softcap) * softcap
         if HAS_SLOPES:
-            s += slope[:, None] * (t[None, :] - length[:, None] + 1)
+            s += slope[:, None] * (t.to(tl.float32)[None, :] - newest[:, None])
         # No row is before these keys: shared ones are those of whole blocks that all the sequences have.
         if WINDOW > 0:
-            s = tl.where(there[None, :] & (t[None, :] >= length[:, None] - WINDOW), s, -float("inf"))
+            s = tl.where(there[None, :] & (t[None, :] >= seen[:, None]), s, -float("inf"))
         else:
             s = tl.where(there[None, :], s, -float("inf"))
         p, shrink, top, total = _weigh(s, top, total)
@@ -102,7 +103,8 @@ def _attend(
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
 
     # Also where it saw no key: the merge reads what the plan counts.
-    part = (tl.load(STARTS + place, mask=real, other=0) + slot).to(tl.int64) * (KV_HEADS * GROUP) + head
+    slot = tl.load(STARTS + place, mask=real, other=0) + tl.load(item + 4)
+    part = slot.to(tl.int64) * (KV_HEADS * GROUP) + head
     tl.store(PART_LSE + part, tl.where(total == 0.0, -float("inf"), top + tl.log2(total)), mask=real)
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(PARTS + part[:, None] * DV + dv[None, :], acc, mask=real[:, None] & (dv[None, :] < DV))
