@@ -117,6 +117,10 @@ def test_only_whole_blocks_are_shared():
     made = plan(tables, lengths, Size(4, 1, 16, 4))
     assert made.wide[:, LAST].max() == 496
     same = np.zeros((4, 64), dtype=np.int32)
+    lengths = np.array([100, 40, 90, 15], dtype=np.int32)
+    made = plan(same, lengths, Size(4, 1, 16, 4), least_keys=1, least_sequences=2)
+    assert made.wide[:, LAST].max() == 80
+    check(made, same, lengths)
     assert not plan(same, np.full(4, 15, dtype=np.int32), Size(4, 1, 16, 4), least_keys=1).shares
 
 

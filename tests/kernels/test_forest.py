@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import kernels.forest.triton
 from kernels.decode.triton import decode
 from kernels.forest import reference
 from kernels.forest.plan import COUNT, SPLIT, Size, plan
@@ -86,8 +87,10 @@ def test_every_feature(feature, rows):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_forests_of_any_depth(seed):
+def test_forests_of_any_depth(seed, monkeypatch):
+    """Some with more parts than are merged at a time."""
     n = 2 + seed
+    monkeypatch.setattr(kernels.forest.triton, "MERGED", 2 if seed % 2 else 16)
     paged, size = random_forest(seed, n, 120, 1 + seed, dim=32), Size(n, 2, 16 + 16 * (seed % 2), 1 + seed % 4)
     check(paged, queries(n, HEADS, 32), size, alone=True)
 
