@@ -211,7 +211,7 @@ def plan(
     common = _common(tables[order, : whole.max(initial=0)])
     common = np.minimum(common, np.minimum(whole[1:], whole[:-1]))
     branches = [b for b in _branches(common) if b[2] - b[1] >= least_sequences]
-    least = -(-least_keys // block)
+    least = max(1, -(-least_keys // block))
     segments, own = _segments(branches, n, least)
     while (tiles := -(-(segments[:, 3] - segments[:, 2]) // size.each)).sum() > size.wide:
         least *= 2
