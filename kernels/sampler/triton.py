@@ -1,8 +1,9 @@
 """The next token of each row of logits on a GPU, drawn by inversion in vocabulary order, without a sort.
 
-It does what ``engine.sampling`` does: transformers' temperature, top-k, top-p and min-p in transformers' order, then the
-first token at which the cumulative distribution passes a given number. A seed so means the same text here and there,
-but for numbers that fall on a border within the rounding of fp32; tricks with noise (Gumbel) would draw other tokens.
+It does what ``engine.sampling`` does: transformers' temperature, top-k, top-p and min-p in transformers' order, then
+the first token at which the cumulative distribution passes a given number. So a seed means the same text here and
+there, but for numbers that fall on a border within the rounding of fp32. Adding noise and taking the largest (the
+Gumbel trick) would be one launch less, and other tokens.
 
 A row is cut into chunks, each a program's. Without filters there are two launches: the largest logit and the sum of
 each chunk, then the draw, which reads again only the chunk that the number falls into. The threshold of top-k or top-p
@@ -32,36 +33,37 @@ LARGEST_VOCABULARY = 1 << 22  # above it sums of weights might not fit into int6
 
 @triton.jit
 def _temperature(TEMPERATURE, row):
-    """What logits are divided by, and whether the row is drawn rather than the largest taken."""
-    t = tl.load(TEMPERATURE + row).to(tl.float32)
-    return tl.where(t > 0.0, t, 1.0), t > 0.0
+    """A row's temperature and whether it is drawn at all.
 
-
-@triton.jit
-def _read(LOGITS, row, logits_row, i, vocabulary, t):
-    """Logits as they are, and over the temperature, rounded as IEEE division does on a processor."""
-    x = tl.load(LOGITS + row * logits_row + i, mask=i < vocabulary, other=-float("inf"))
-    wide = x.to(tl.float32)
-    return x, tl.div_rn(tl.where(wide < float("inf"), wide, -float("inf")), t)
-
-
-@triton.jit
-def _weight(y, peak):
-    return tl.exp2((y - peak) * LOG2E)
-
-
-@triton.jit
-def _key(x, y, BITS: tl.constexpr):
-    """Integers of ``BITS`` bits in the order of the scores, equal where they are; both zeros are one.
-
-    Two logits of a half type never meet when divided, so their own 16 bits do; in fp32 they may, and then are a tie.
+    The bounds keep infinity times zero away; beyond them a row is as good as greedy or uniform.
     """
+    t = tl.load(TEMPERATURE + row).to(tl.float32)
+    return tl.minimum(tl.maximum(tl.where(t > 0.0, t, 1.0), 1e-30), 1e30), t > 0.0
+
+
+@triton.jit
+def _read(LOGITS, row, logits_row, i, vocabulary):
+    return tl.load(LOGITS + row * logits_row + i, mask=i < vocabulary, other=-float("inf"))
+
+
+@triton.jit
+def _share(x, peak, t):
+    """Probabilities relative to that of ``peak``; 0 for what is infinite or no number."""
+    x = x.to(tl.float32)
+    return tl.exp2((tl.where(x < float("inf"), x, -float("inf")) - peak) * tl.div_rn(LOG2E, t))
+
+
+@triton.jit
+def _key(x, BITS: tl.constexpr):
+    """Integers of ``BITS`` bits in the order of the logits, the same for both zeros."""
     if BITS == 16:
-        bits = tl.where(x.to(tl.float32) == 0.0, 0, x.to(tl.int16, bitcast=True).to(tl.int32))
-        return bits ^ ((bits >> 31) & 0x7FFF)
+        bits = x.to(tl.int16, bitcast=True).to(tl.int32)
+        largest: tl.constexpr = 0x7FFF
     else:
-        bits = tl.where(y == 0.0, 0, y.to(tl.int32, bitcast=True))
-        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        bits = x.to(tl.int32, bitcast=True)
+        largest: tl.constexpr = 0x7FFFFFFF
+    bits = tl.where(x.to(tl.float32) == 0.0, 0, bits)
+    return bits ^ ((bits >> 31) & largest)
 
 
 @triton.jit
@@ -113,17 +115,19 @@ def _measure(
     chunk = tl.program_id(1)
     i = chunk * CHUNK + tl.arange(0, CHUNK)
     t, _ = _temperature(TEMPERATURE, row)
-    x, y = _read(LOGITS, row, logits_row, i, vocabulary, t)
-    x = x.to(tl.float32)
-    broken = tl.sum(((x != x) | (x == float("inf"))).to(tl.int32), 0) > 0
-    x = tl.where(x < float("inf"), x, -float("inf"))
-    peak = tl.max(x, 0)
+    x = _read(LOGITS, row, logits_row, i, vocabulary).to(tl.float32)
+    broken = tl.max(((x != x) | (x == float("inf"))).to(tl.int32), 0) > 0
+    peak = tl.max(tl.where(x < float("inf"), x, -float("inf")), 0)
     base = tl.where(peak > -float("inf"), peak, 0.0)
+    total = tl.sum((_share(x, base, t) * ONE).to(tl.int64), 0)
+    raw = total.to(tl.float32) / ONE
+    if t != 1.0:
+        raw = tl.sum(_share(x, base, 1.0), 0)
     at = row * chunks + chunk
     tl.store(PEAKS + at, tl.where(broken, float("inf"), peak))
     tl.store(PLACES + at, tl.min(tl.where(x == peak, i, 2147483647), 0))
-    tl.store(RAW + at, tl.sum(_weight(x, base), 0))
-    tl.store(TOTALS + at, tl.sum((_weight(y, tl.div_rn(base, t)) * ONE).to(tl.int64), 0))
+    tl.store(RAW + at, raw)
+    tl.store(TOTALS + at, total)
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -159,38 +163,37 @@ def _narrow(
                 kth, _, _ = _found(KEYS, ABOVE, SUMS, row, rows, 0, first - 1, k, BITS, False)
                 least = tl.maximum(low, kth)
         own = tl.load(PEAKS + row * chunks + chunk)
-        if _key(own.to(LOGITS.dtype.element_ty), tl.div_rn(own, t), BITS) >= least:
+        if _key(own.to(LOGITS.dtype.element_ty), BITS) >= least:
             i = chunk * CHUNK + tl.arange(0, CHUNK)
-            x, y = _read(LOGITS, row, logits_row, i, vocabulary, t)
-            key = _key(x, y, BITS)
+            x = _read(LOGITS, row, logits_row, i, vocabulary)
+            key = _key(x, BITS)
             digit = (key - low).to(tl.uint32, bitcast=True) >> (BITS - 4 - 4 * (step - first)).to(tl.uint32)
             inside = (key >= least) & (digit < WAYS) & (i < vocabulary)
             if tl.max(inside.to(tl.int32), 0) > 0:
                 if BY_MASS:
-                    amount = (_weight(y, tl.div_rn(peak, t)) * ONE).to(tl.int64)
+                    amount = (_share(x, peak, t) * ONE).to(tl.int64)
                 else:
                     amount = tl.full([CHUNK], 1, tl.int32)
                 amount = tl.where(inside, amount, 0)
                 way = tl.arange(0, WAYS)
-                digit = digit.to(tl.int32)
-                sums = tl.sum(tl.where(digit[None, :] >= way[:, None], amount[None, :], 0), 1)
+                sums = tl.sum(tl.where(digit.to(tl.int32)[None, :] >= way[:, None], amount[None, :], 0), 1)
                 tl.atomic_add(SUMS + (step * rows + row) * WAYS + way, sums.to(tl.int64), sem="relaxed")
 
 
 @triton.jit
 def _kept(
-    TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, y, peak, i, row, vocabulary, rows,
+    TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, peak, t, i, row, vocabulary, rows,
     HAS_K: tl.constexpr, HAS_P: tl.constexpr, HAS_MIN: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Weights after the filters, which logits lie on the edge of top-p, and how much weight the edge may have.
 
     The weights leave out the edge: of equal logits there top-p keeps those that come last, as a stable sort has it.
     """
-    share = _weight(y, peak)
+    share = _share(x, peak, t)
     kept = i < vocabulary
     tied = i < 0
     room = tl.full([], 0.0, tl.float64)
-    key = _key(x, y, BITS)
+    key = _key(x, BITS)
     if HAS_K:
         k, filters = _keeps(TOP_K, row, vocabulary, False)
         if filters:
@@ -225,9 +228,9 @@ def _sum(
     peak = _peak(PEAKS, row, chunks, CHUNKS)
     if drawn & (tl.abs(peak) < float("inf")):
         i = chunk * CHUNK + tl.arange(0, CHUNK)
-        x, y = _read(LOGITS, row, logits_row, i, vocabulary, t)
+        x = _read(LOGITS, row, logits_row, i, vocabulary)
         weight, kept, tied, room = _kept(
-            TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, y, tl.div_rn(peak, t), i, row, vocabulary, rows,
+            TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, peak, t, i, row, vocabulary, rows,
             HAS_K, HAS_P, HAS_MIN, BITS,
         )  # fmt: skip
         at = row * chunks + chunk
@@ -260,12 +263,11 @@ def _draw(
         places = tl.load(PLACES + at, mask=there, other=2147483647)
         token = tl.min(tl.where(peaks == peak, places, 2147483647), 0)
         if drawn:
-            top = tl.div_rn(peak, t)
             total = tl.load(TOTALS + at, mask=there, other=0)
             if HAS_K or HAS_P or HAS_MIN:
                 scale = tl.full([CHUNKS], 1.0, tl.float64)
             else:
-                scale = tl.exp2((tl.div_rn(peaks, t) - top).to(tl.float64) * LOG2E)
+                scale = tl.exp2((peaks - peak).to(tl.float64) * LOG2E / t.to(tl.float64))
             if HAS_P:
                 ties = tl.load(TIES + at, mask=there, other=0)
                 edge = tl.max(tl.load(EDGES + at, mask=there, other=0), 0)
@@ -282,10 +284,10 @@ def _draw(
             goal -= tl.sum(tl.where(c < chosen, mass, 0.0), 0)
 
             i = chosen * CHUNK + tl.arange(0, CHUNK)
-            x, y = _read(LOGITS, row, logits_row, i, vocabulary, t)
+            x = _read(LOGITS, row, logits_row, i, vocabulary)
             if HAS_K or HAS_P or HAS_MIN:
                 weight, _, tied, _ = _kept(
-                    TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, y, top, i, row, vocabulary, rows,
+                    TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, peak, t, i, row, vocabulary, rows,
                     HAS_K, HAS_P, HAS_MIN, BITS,
                 )  # fmt: skip
                 if HAS_P:
@@ -293,12 +295,12 @@ def _draw(
                     weight = tl.where(tied & (rank <= spare), 0, weight)
             else:
                 own = tl.max(tl.where(c == chosen, peaks, -float("inf")), 0)
-                weight = (_weight(y, tl.div_rn(own, t)) * ONE).to(tl.int64)
+                weight = (_share(x, own, t) * ONE).to(tl.int64)
             goal = goal / tl.sum(tl.where(c == chosen, scale, 0.0), 0)
             crossed = tl.min(tl.where((tl.cumsum(weight, 0).to(tl.float64) > goal) & (weight > 0), i, 2147483647), 0)
             token = tl.minimum(crossed, tl.max(tl.where(weight > 0, i, -1), 0))
         raw = tl.load(RAW + at, mask=there, other=0.0)
-        raw = tl.sum((raw * _weight(peaks, peak)).to(tl.float64), 0)
+        raw = tl.sum((raw * _share(peaks, peak, 1.0)).to(tl.float64), 0)
         chosen_logit = tl.load(LOGITS + row * logits_row + token).to(tl.float32)
         logprob = ((chosen_logit - peak).to(tl.float64) - tl.log(raw)).to(tl.float32)
     tl.store(TOKENS + row, token.to(tl.int64))
@@ -375,13 +377,13 @@ def sample(
     return tokens, logprobs
 
 
-def _check(logits: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor, *limits: torch.Tensor | None) -> None:
+def _check(logits: torch.Tensor, uniform: torch.Tensor, *parameters: torch.Tensor | None) -> None:
     if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"logits are {logits.dtype}: fp32, fp16 or bf16 is expected")
     if logits.ndim != 2 or not 0 < logits.shape[1] <= LARGEST_VOCABULARY or logits.stride(1) != 1:
         raise ValueError(f"logits have shape {tuple(logits.shape)} and strides {logits.stride()}")
     if uniform.dtype != torch.float64:
         raise ValueError(f"uniform is {uniform.dtype}: its 48 bits need float64")
-    for x in (uniform, temperature, *limits):
+    for x in (uniform, *parameters):
         if x is not None and (x.shape != logits.shape[:1] or not x.is_contiguous()):
             raise ValueError(f"a parameter has shape {tuple(x.shape)} for {logits.shape[0]} rows")
