@@ -187,7 +187,8 @@ def _kept(
 ):  # fmt: skip
     """Weights after the filters, which logits lie on the edge of top-p, and how much weight the edge may have.
 
-    The weights leave out the edge: of equal logits there top-p keeps those that come last, as a stable sort has it.
+    Of equal logits at the edge top-p keeps those that come last in the vocabulary: transformers drops what is first in
+    ascending order, and a stable sort is the only one that means the same everywhere.
     """
     share = _share(x, peak, t)
     kept = i < vocabulary
@@ -208,7 +209,7 @@ def _kept(
             kept = kept & (key > edge)
             room = goal - above.to(tl.float64)
     if HAS_MIN:
-        enough = share >= tl.load(MIN_P + row).to(tl.float32)
+        enough = share >= tl.minimum(tl.load(MIN_P + row).to(tl.float32), 1.0)
         kept = kept & enough
         tied = tied & enough
     return tl.where(kept | tied, (share * ONE).to(tl.int64), 0), kept, tied, room
@@ -280,7 +281,7 @@ def _draw(
             goal = tl.load(UNIFORM + row) * tl.sum(mass, 0)
             # The sum of a scan may round otherwise at a chunk without mass; the last one that has some ends the row.
             crossed = tl.min(tl.where((tl.cumsum(mass, 0) > goal) & (mass > 0.0), c, CHUNKS), 0)
-            chosen = tl.minimum(crossed, tl.max(tl.where(mass > 0.0, c, -1), 0))
+            chosen = tl.minimum(crossed, tl.max(tl.where(mass > 0.0, c, 0), 0))
             goal -= tl.sum(tl.where(c < chosen, mass, 0.0), 0)
 
             i = chosen * CHUNK + tl.arange(0, CHUNK)
@@ -298,7 +299,7 @@ def _draw(
                 weight = (_share(x, own, t) * ONE).to(tl.int64)
             goal = goal / tl.sum(tl.where(c == chosen, scale, 0.0), 0)
             crossed = tl.min(tl.where((tl.cumsum(weight, 0).to(tl.float64) > goal) & (weight > 0), i, 2147483647), 0)
-            token = tl.minimum(crossed, tl.max(tl.where(weight > 0, i, -1), 0))
+            token = tl.minimum(crossed, tl.max(tl.where(weight > 0, i, 0), 0))
         raw = tl.load(RAW + at, mask=there, other=0.0)
         raw = tl.sum((raw * _share(peaks, peak, 1.0)).to(tl.float64), 0)
         chosen_logit = tl.load(LOGITS + row * logits_row + token).to(tl.float32)
