@@ -168,7 +168,7 @@ def _narrow(
             x = _read(LOGITS, row, logits_row, i, vocabulary)
             key = _key(x, BITS)
             digit = (key - low).to(tl.uint32, bitcast=True) >> (BITS - 4 - 4 * (step - first)).to(tl.uint32)
-            inside = (key >= least) & (digit < WAYS) & (i < vocabulary)
+            inside = (key >= least) & (digit < WAYS)  # beyond the vocabulary is -inf, which moves no threshold
             if tl.max(inside.to(tl.int32), 0) > 0:
                 if BY_MASS:
                     amount = (_share(x, peak, t) * ONE).to(tl.int64)

@@ -187,9 +187,21 @@ def test_each_row_has_parameters_of_its_own_between_poisoned_neighbours(name):
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 @pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
-@pytest.mark.parametrize("way", [Sampling(1.0), Sampling(1.0, 3), Sampling(1.0, 0, 0.5), Sampling(1.0, 6, 0.625, 0.25)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        Sampling(1.0, 3),
+        Sampling(1.0, 0, 0.5),
+        Sampling(1.0, min_p=1.0),
+        Sampling(1.0, 6, 0.5625),
+        Sampling(1.0, 6, 0.9),
+    ],
+)
 def test_ties_at_every_edge(name, u, way):
-    """All weights are powers of two: nothing is rounded, so no border excuses another token."""
+    """Weights are about 1, 1/2 and 1/4, far enough from every edge: no border excuses another token.
+
+    Of the seven that top-k = 6 leaves, top-p = 0.5625 keeps four; of the seven and a half that there were, five.
+    """
     step = math.log(2.0) if name == "fp32" else 0.6875
     levels = torch.tensor([-math.inf, -2, 0, -1, 0, -0.0, -1, 0, -2, -math.inf, -1, -1, 0, -math.inf], device=DEVICE)
     logits = (levels * step).to(DTYPES[name])[None]
@@ -205,6 +217,9 @@ def test_ties_across_chunks():
     logits[:, CHUNK - 50 : 2 * CHUNK + 60] = 2.0
     uniform = torch.tensor([0.0, 0.3, 0.9, BELOW_ONE], dtype=torch.float64, device=DEVICE)
     check(logits, Sampling(1.0, 0, 0.5), uniform=uniform)
+    logits[:, :10] = 3.0  # then the last that top-k = 20 keeps are the largest of whole chunks
+    check(logits, Sampling(1.0, 20, 0.5), uniform=uniform)
+    logits[:, :10] = -3.0
     kept, _ = sample(logits[:1], uniform[:1], column(1.0, 1), top_p=column(0.0, 1))
     assert kept.item() == 2 * CHUNK + 59
     tokens, _ = sample(logits, uniform, column(0.0, 4))
@@ -240,7 +255,7 @@ def test_a_row_without_a_distribution_says_so(temperature):
         assert logprobs.isnan().tolist() == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize("temperature", [1e-38, 1e-4, 1e4, 1e38])
+@pytest.mark.parametrize("temperature", [1e-40, 1e-4, 1e4, math.inf])
 def test_extreme_temperatures(temperature):
     logits = normal(1, 500)
     logits[0, 0] = -math.inf
