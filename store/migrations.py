@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spec.errors import StoreError
-from store import migration_0001, migration_0002, migration_0003, migration_0004, migration_0005
+from store import migration_0001, migration_0002, migration_0003, migration_0004, migration_0005, migration_0007
 from store.backup import backup, backup_name
 from store.connection import APPLICATION_ID, Connection
 
@@ -40,6 +40,7 @@ MIGRATIONS: list[Migration] = [
     Migration("A run goes on only with the models and questions it began with.", migration_0003.STATEMENTS),
     Migration("Answers keep their own account, the tree of their search and early exits.", migration_0004.STATEMENTS),
     Migration("New words for back end, batching and prompts; a column for the caching.", migration_0005.STATEMENTS),
+    Migration("A table for what the kernel laboratory measured.", migration_0007.STATEMENTS),
 ]
 
 

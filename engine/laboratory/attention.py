@@ -25,7 +25,6 @@ def tokens_first(found: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor,
 def native(case: Case, x: Inputs) -> Call:
     """The C++ kernel, with the conversions to and from fp32 that the runtime makes."""
     import numpy as np
-    import torch
 
     from kernels.native import ops
 
@@ -114,7 +113,6 @@ def eager(case: Case, x: Inputs) -> Call:
 
 def _sdpa(backend: str | None, case: Case, x: Inputs) -> Call:
     """torch's scaled_dot_product_attention, pinned to one kernel or free to choose."""
-    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
