@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -9,6 +10,8 @@ from enum import StrEnum
 from typing import Any
 
 from spec.errors import InputError, shorten
+
+PLANNED = "planned"  # the first line of `kernels measure --json` says under this name how many results will follow
 
 
 class KernelStatus(StrEnum):
@@ -138,3 +141,30 @@ NUMBERS = (
 
 def _share(rate: float | None, ceiling: float | None) -> float | None:
     return rate / ceiling if rate is not None and ceiling else None
+
+
+def parse_results(text: str) -> list[KernelResult]:
+    """The results in what ``kernels measure --json`` (a line for each) or ``kernels results --json`` (a list) wrote.
+
+    Raises InputError naming the line that is none.
+    """
+    if text.lstrip().startswith("["):
+        try:
+            return [KernelResult.from_dict(entry) for entry in json.loads(text)]
+        except ValueError as error:
+            raise InputError(f"The file is no JSON ({error}); give one that `kernels measure --json` wrote.") from None
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not (isinstance(entry, dict) and PLANNED in entry):
+                found.append(KernelResult.from_dict(entry))
+        except ValueError as error:
+            raise InputError(
+                f"Line {number} is no JSON ({error}); give a file that `kernels measure --json` wrote."
+            ) from None
+        except InputError as error:
+            raise InputError(f"Line {number}: {error}") from None
+    return found

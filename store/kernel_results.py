@@ -32,7 +32,9 @@ class KernelResults:
         with self._connection.write():
             for result in results:
                 if not result.environment.get("hardware_id"):
-                    raise StoreError("A kernel result does not say on which hardware it was measured; nothing was saved.")
+                    raise StoreError(
+                        "A kernel result does not say on which hardware it was measured; nothing was saved."
+                    )
                 save_hardware(self._connection, dict(result.environment), result.measured)
                 row = _row(result, source)
                 names = ", ".join(row)

@@ -34,7 +34,7 @@ FILE_NAME = "isoquant.db"
 
 
 class Store:
-    """``runs``, ``jobs``, ``answers``, ``workers``, ``settings`` and ``kernel_results`` of a database; ``path`` is its file."""
+    """``runs``, ``jobs``, ``answers``, ``workers``, ``settings``, ``kernel_results`` of a database at ``path``."""
 
     def __init__(self, connection: Connection, clock: Clock | None = None) -> None:
         clock = clock or Clock()

@@ -207,9 +207,7 @@ def types_of(case: Case) -> dict[str, str]:
 
 def constants_of(case: Case) -> dict[str, Any]:
     """Compile-time arguments that both kernels have."""
-    import triton
-
-    dim, pad = case["dim"], triton.next_power_of_2(case["dim"])
+    dim, pad = case["dim"], sides.power_of_2(case["dim"])
     return {
         "GROUP": case["heads"] // case["kv_heads"], "KV_HEADS": case["kv_heads"],
         "D": dim, "D_PAD": pad, "DV": dim, "DV_PAD": pad, "PAGE": PAGE,

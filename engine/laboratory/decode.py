@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.laboratory import attention, paged
+from engine.laboratory import attention, paged, sides
 from engine.laboratory.op import Call, Cost, Field, Launch, Op, first_rows
 
 if TYPE_CHECKING:
@@ -45,13 +45,11 @@ def ours(case: Case, x: Inputs) -> Call:
 
 def launches(case: Case) -> list[Launch]:
     """The kernel that reads the keys, split over several programs where a GPU would otherwise stand idle."""
-    import triton
-
     from kernels.decode import triton as decode
 
     dim = case["dim"]
     group = case["heads"] // case["kv_heads"]
-    rows = max(16, triton.next_power_of_2(group))
+    rows = max(16, sides.power_of_2(group))
     constants = attention.constants_of(case) | {"NEW": 1, "ROWS": rows, "BN": decode.TILE, "HAS_TREE": False}
     filled = case["batch"] * case["kv_heads"] >= 2 * UNITS
     constants["SINGLE"] = filled or case["context"] < 2 * decode.LEAST

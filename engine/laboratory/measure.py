@@ -75,8 +75,6 @@ def measure(
     for case in cases:
         yield from _case(case, device, sides_of(case.op, sides), _limits(ceilings, case), stop, budget_s,
                          with_compiled, seed)  # fmt: skip
-        if stop():
-            return
 
 
 def _limits(ceilings: Roofline | Mapping[str, Any] | None, case: Case) -> dict[str, float | None]:
@@ -124,9 +122,10 @@ def _side(row: KernelResult, bench: Bench, side: Side, budget_s: float) -> Kerne
             timed = bench.time(side, budget_s)
             against = bench.torch_error()
     except Exception as error:  # whatever PyTorch, Triton or a driver raises: the other sides go on
-        return replace(row, status=KernelStatus.FAILED, note=words_of(error))
-    finally:
+        failed = replace(row, status=KernelStatus.FAILED, note=words_of(error))
+        del error  # it holds the frames that hold the tensors
         release(bench.device)
+        return failed
     return replace(
         row,
         status=KernelStatus.MEASURED,

@@ -81,11 +81,9 @@ def fused(case: Case, x: Inputs) -> Call:
 
 def launches(case: Case) -> list[Launch]:
     """The one kernel."""
-    import triton
-
     from kernels.norm import triton as norm
 
-    block = triton.next_power_of_2(case["width"])
+    block = sides.power_of_2(case["width"])
     kind = sides.pointer(case.dtype)
     types = dict.fromkeys(("X", "RESIDUAL", "WEIGHT", "OUT", "TOTAL"), kind)
     types |= {"x_row": "i32", "eps": "fp32", "offset": "fp32"}

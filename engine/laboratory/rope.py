@@ -170,8 +170,6 @@ def eager(case: Case, x: Inputs) -> Call:
 
 def launches(case: Case) -> list[Launch]:
     """The one kernel."""
-    import triton
-
     from kernels.rope import triton as rope
 
     kind, word = sides.pointer(case.dtype), case.feature("kv")
@@ -181,7 +179,7 @@ def launches(case: Case) -> list[Launch]:
     types |= {"BLOCKS": "*i32", "PLACES": "*i32", "q_row": "i32", "k_row": "i32", "v_row": "i32", "eps": "fp32"}
     dim = case["dim"]
     constants: dict[str, Any] = {"HEADS": case["heads"], "KV_HEADS": case["kv_heads"], "D": dim, "DV": dim}
-    constants |= {"PAD": triton.next_power_of_2(dim), "TURNING": dim, "PAGE": PAGE}
+    constants |= {"PAD": sides.power_of_2(dim), "TURNING": dim, "PAGE": PAGE}
     constants |= {"HAS_NORM": bool(case.feature("qk_norm")), "LARGEST": LARGEST.get(word, 0.0)}
     return [Launch(rope._rotate_and_store, types, constants, 1)]
 

@@ -152,3 +152,8 @@ def random(device: torch.device, seed: int, name: str) -> Callable[..., torch.Te
     generator = torch.Generator(device).manual_seed(seed)
     kind = dtype(name)
     return lambda *shape: torch.randn(shape, generator=generator, device=device).to(kind)
+
+
+def power_of_2(number: int) -> int:
+    """The next one from ``number`` on, as Triton pads."""
+    return 1 << (number - 1).bit_length()
