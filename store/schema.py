@@ -241,7 +241,7 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "bytes_moved": "Bytes that a call has to read and write, by the operation's formula.",
             "flops": "Operations of a call, by the operation's formula.",
             "copy_bytes_per_s": "The device's measured rate of copying, bytes read and written.",
-            "matmul_flop_per_s": "The device's measured rate of matrix products in this number format.",
+            "matmul_flop_per_s": "The device's measured rate of matrix products, in this number format or in fp32.",
             "compiled": "JSON: what the compiler made of the kernels, for each kind of GPU; none where nobody asked.",
             "note": "Why there is no figure, or what the reader of the figures must know.",
         },

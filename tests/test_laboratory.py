@@ -159,6 +159,7 @@ def test_each_side_says_why_it_cannot_run():
 
 
 ASKED = [("decode", f) for f in ({}, {"window": 9}, {"softcap": 3}, {"sinks": True}, {"alibi": True}, {"kv": "int8"})]
+ASKED += [("decode", {"one": True})]
 ASKED += [("prefill", f) for f in ({}, {"window": 9}, {"softcap": 3, "sinks": True}, {"alibi": True})]
 ASKED += [("rope", {}), ("rope", {"qk_norm": True}), ("norm", {}), ("swiglu", {})]
 
@@ -166,7 +167,8 @@ ASKED += [("rope", {}), ("rope", {"qk_norm": True}), ("norm", {}), ("swiglu", {}
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(("op", "features"), ASKED)
 def test_every_side_computes_the_same(op, features, dtype):
-    rows = measured(small(op, dtype, **features), bench.here("cpu"), ceilings=CEILINGS)
+    case = small(op, dtype, **features) if "one" not in features else make_case(op, dtype, **(SMALL[op] | {"batch": 1}))
+    rows = measured(case, bench.here("cpu"), ceilings=CEILINGS)
     assert set(rows) == {s.name for s in OPS[op].sides}
     ran = [r for r in rows.values() if r.status is KernelStatus.MEASURED]
     assert "eager" in {r.side for r in ran}
@@ -227,6 +229,12 @@ def test_a_stop_is_asked_for_before_each_row():
 def test_an_unknown_side_is_named():
     with pytest.raises(SpecError, match="did you mean 'sdpa'"):
         list(bench.measure([small("decode")], CPU, sides=["sdpaa"]))
+
+
+def test_the_faster_of_two_formats_is_the_ceiling():
+    for rates, limit in (({"fp32": 5.0, "bf16": 9.0}, 9.0), ({"fp32": 5.0, "bf16": 2.0}, 5.0), ({"fp16": 1.0}, None)):
+        ceilings = {"copy_bytes_per_s": 1.0, "matmul_flop_per_s": rates}
+        assert measured(small("norm", "bf16"), sides=["triton"], ceilings=ceilings)["triton"].matmul_flop_per_s == limit
 
 
 def test_without_ceilings_there_are_no_shares():

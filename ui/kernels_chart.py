@@ -12,12 +12,18 @@ from engine.laboratory.cases import OPS
 from spec.kernel_result import KernelResult, KernelStatus
 from ui.charts import Figure, axis, escape, layout, log_ticks, tick_text, to_json
 from ui.kernels_rows import Sweep, is_ours, label
-from ui.theme import CATEGORIES, INK, MUTED
+from ui.theme import CATEGORIES, INK, MUTED, PAPER
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hourglass", "hexagon")
 TWICE = 2.0  # times PyTorch's own error is what a kernel may have
 ROOM = 0.045  # of the height; labels nearer to each other would overlap
 MARGIN: Figure = {"l": 12, "r": 16, "t": 12, "b": 12}
+BAR: Figure = {
+    "orientation": "v",
+    "bgcolor": PAPER,
+    "color": MUTED,
+    "activecolor": INK,
+}  # beside the picture, not on it
 
 
 def look(result: KernelResult) -> tuple[str, str]:
@@ -34,7 +40,7 @@ def roofline(shown: Sequence[KernelResult], others: Sequence[KernelResult]) -> s
     one = next((r for r in points if r.copy_bytes_per_s and r.matmul_flop_per_s), None)
     xs = np.array([r.intensity for r in (*points, *beside)], dtype=float)
     ys = np.array([r.flop_per_s for r in (*points, *beside)], dtype=float)
-    low, high = float(xs.min()) / 4, float(xs.max()) * 4
+    low, high = float(xs.min()) / 4, float(xs.max()) * 12  # to the right there is room for names
     data: list[Figure] = []
     if one is not None:
         copy, matmul = float(one.copy_bytes_per_s or 0), float(one.matmul_flop_per_s or 0)
@@ -52,7 +58,8 @@ def roofline(shown: Sequence[KernelResult], others: Sequence[KernelResult]) -> s
             "layout": layout(
                 xaxis=_log_axis("Operations per byte moved", np.array([low, high]), "", [low, high]),
                 yaxis=_log_axis("Operations per second   <b>better →</b>", ys, "FLOP/s"),
-                margin=MARGIN,
+                margin=MARGIN | {"r": 44},
+                modebar=BAR,
                 uirevision="kernels-roofline",
             ),
         }
@@ -66,14 +73,18 @@ def _ceiling(low: float, ridge: float, high: float, copy: float, matmul: float) 
         "line": {"color": INK, "width": 2}, "hovertemplate": "%{text}<extra></extra>",
         "text": [f"Measured here: {t}" if t else "" for t in texts],
     }  # fmt: skip
-    # The words stand where there is nothing else: above the middle of the slope, and at the flat end.
+    # The words stand where no point can be: above the slope.
+    level = {
+        "type": "scatter", "mode": "lines", "x": [low, ridge], "y": [matmul, matmul], "hoverinfo": "skip",
+        "line": {"color": MUTED, "width": 1, "dash": "dot"},
+    }  # fmt: skip
     middle = (low * ridge) ** 0.5
     words = {
-        "type": "scatter", "mode": "text", "x": [middle, high], "y": [middle * copy, matmul],
-        "text": [f"{texts[0]}  ", f"{texts[2]}"], "textposition": ["top left", "top left"], "hoverinfo": "skip",
+        "type": "scatter", "mode": "text", "x": [middle, low], "y": [middle * copy, matmul],
+        "text": [f"{texts[0]}  ", f" {texts[2]}"], "textposition": ["top left", "top right"], "hoverinfo": "skip",
         "textfont": {"size": 12, "color": MUTED}, "cliponaxis": False,
     }  # fmt: skip
-    return [line, words]
+    return [level, line, words]
 
 
 def _point(r: KernelResult, size: int, opacity: float, edge: float) -> Figure:
@@ -191,7 +202,7 @@ def errors(shown: Sequence[KernelResult]) -> str:
         {
             "data": [trace],
             "layout": layout(
-                xaxis=_log_axis("Relative error against fp64   <b>← better</b>", values, "", [low, high], power=True),
+                xaxis=_log_axis("Error against fp64   <b>← better</b>", values, "", [low, high], power=True),
                 yaxis=axis("", ticks="", tickfont={"color": INK}),
                 shapes=shapes, annotations=notes, margin=MARGIN | {"t": 26}, uirevision="kernels-errors",
             ),
@@ -236,7 +247,7 @@ def curves(sweep: Sweep, op: str, shares: bool) -> str:
             "layout": layout(
                 xaxis=across,
                 yaxis=up if shares else _log_axis("Time of one call   <b>← better</b>", np.array(ys), "s"),
-                margin=MARGIN, showlegend=True, legend=legend, uirevision=f"kernels-{sweep.field}-{shares}",
+                margin=MARGIN | {"r": 44}, modebar=BAR, showlegend=True, legend=legend, uirevision=f"kernels-{sweep.field}-{shares}",
             ),
         }
     )  # fmt: skip

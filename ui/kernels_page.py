@@ -200,7 +200,7 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
         with right:
             st.markdown("**How fast**", help="Median of one call; whiskers from the first to the third quartile.")
             plot(
-                kernels_chart.times(measured), key="kernel_times", height=360, filename="times",
+                kernels_chart.times(measured), key="kernel_times", height=360, filename="times", modebar=False,
                 alt="Bars of the time of one call of each implementation, the fastest on top.",
             )  # fmt: skip
     with st.container(key="page_columns_2"):
@@ -211,7 +211,7 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
                 help="Norm of the difference from fp64 over the norm. Green: at most twice plain PyTorch's error.",
             )
             plot(
-                kernels_chart.errors(measured), key="kernel_errors", height=330, filename="errors",
+                kernels_chart.errors(measured), key="kernel_errors", height=330, filename="errors", modebar=False,
                 alt="Error of each implementation against fp64 beside that of plain PyTorch.",
             )  # fmt: skip
         with right:
@@ -259,7 +259,7 @@ def _table(shown: list[KernelResult]) -> None:
             "of matrix products": [percent(r.share_of_matmul) if r.median_s else "" for r in shown],
             "Error": [kernels_chart.figure(r.error) if r.error is not None else "" for r in shown],
             "PyTorch's": [kernels_chart.figure(r.torch_error) if r.torch_error is not None else "" for r in shown],
-            "Note": [r.note and (r.note if r.status is KernelStatus.MEASURED else outcome(r)) for r in shown],
+            "Note": [(r.note or "") if r.status is KernelStatus.MEASURED else outcome(r) for r in shown],
         }
     )
     st.dataframe(frame, hide_index=True, width="stretch", key="kernel_table")
@@ -283,7 +283,7 @@ def _compiled(shown: list[KernelResult]) -> None:
             "Shared memory": [si(f.get("shared"), "B") if f.get("shared") is not None else "" for f in facts],
             "Tensor-core products": [f.get("tensor_core") for f in facts],
             "Wide loads": [f.get("wide_loads") for f in facts],
-            "Note": [f.get("error") for f in facts],
+            "Note": [f.get("error") or "" for f in facts],
         }
     )
     st.dataframe(frame, hide_index=True, width="stretch", key="kernel_compiled")

@@ -78,9 +78,11 @@ def measure(
 
 
 def _limits(ceilings: Roofline | Mapping[str, Any] | None, case: Case) -> dict[str, float | None]:
+    """Copying, and multiplying in the case's format or in fp32: a processor that emulates bf16 had better convert."""
     found: Mapping[str, Any] = ceilings.to_dict() if isinstance(ceilings, Roofline) else ceilings or {}
     rates = found.get("matmul_flop_per_s") or {}
-    return {"copy_bytes_per_s": found.get("copy_bytes_per_s"), "matmul_flop_per_s": rates.get(case.dtype)}
+    known = [rate for rate in (rates.get(case.dtype), rates.get("fp32")) if rate is not None]
+    return {"copy_bytes_per_s": found.get("copy_bytes_per_s"), "matmul_flop_per_s": max(known, default=None)}
 
 
 def _case(

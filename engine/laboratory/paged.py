@@ -107,7 +107,7 @@ class Inputs:
         whole = torch.zeros(batch, heads, width * PAGE, *rest, device=x.device).to(x.dtype)
         whole[:, :, :tokens] = x
         blocks = whole.view(batch, heads, width, PAGE, *rest).transpose(1, 2).reshape(-1, heads, PAGE, *rest)
-        found = torch.empty_like(blocks)
+        found = torch.empty(blocks.shape, dtype=x.dtype, device=x.device)  # not empty_like: it would keep odd strides
         found[self.order] = blocks
         return found
 
