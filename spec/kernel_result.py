@@ -35,8 +35,8 @@ class KernelResult:
         torch_error: the same for plain PyTorch in the same number format on the same inputs.
         median_s, q1_s, q3_s: of one call; ``repeats`` timings are behind them.
         bytes_moved, flops: of one call by the operation's formulas, the same for all sides.
-        copy_bytes_per_s, matmul_flop_per_s: the device's measured ceilings, the second in the case's number format or in fp32, whichever is
-            faster.
+        copy_bytes_per_s, matmul_flop_per_s: the device's measured ceilings, the second in the case's number format or
+            in fp32, whichever is faster.
         compiled: what the compiler made of it, one entry for each kernel and kind of GPU; None where nobody asked.
         note: why there is no figure, or what the reader of the figures must know.
     """

@@ -15,6 +15,7 @@ from ui.kernels_rows import Sweep, is_ours, label
 from ui.theme import CATEGORIES, INK, MUTED, PAPER
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hourglass", "hexagon")
+SPACE = "\u00a0" * 3  # plain spaces at the edge of a label are lost
 TWICE = 2.0  # times PyTorch's own error is what a kernel may have
 ROOM = 0.045  # of the height; labels nearer to each other would overlap
 MARGIN: Figure = {"l": 12, "r": 16, "t": 12, "b": 12}
@@ -106,7 +107,7 @@ def _names(points: Sequence[KernelResult], decades: float) -> Figure:
             kept.append(r)
     return {
         "type": "scatter", "mode": "text", "x": [r.intensity for r in kept], "y": [r.flop_per_s for r in kept],
-        "text": [f"   {escape(label(r))}  {percent(r.share)}" for r in kept], "textposition": "middle right",
+        "text": [f"{SPACE}{escape(label(r))}  {percent(r.share)}" for r in kept], "textposition": "middle right",
         "textfont": {"size": 12, "color": INK}, "hoverinfo": "skip", "cliponaxis": False,
     }  # fmt: skip
 
@@ -127,7 +128,7 @@ def times(shown: Sequence[KernelResult]) -> str:
     # Beside the whisker, not in the bar, where its colour would decide whether one can read it.
     words = {
         "type": "scatter", "mode": "text", "x": [max(r.q3_s or 0, m) for r, m in zip(rows, medians, strict=True)],
-        "y": trace["y"], "text": [f"  {duration(m)}" for m in medians], "textposition": "middle right",
+        "y": trace["y"], "text": [f"{SPACE}{duration(m)}" for m in medians], "textposition": "middle right",
         "textfont": {"size": 12, "color": INK}, "hoverinfo": "skip", "cliponaxis": False,
     }  # fmt: skip
     ends = max((max(r.q3_s or 0, m) for r, m in zip(rows, medians, strict=True)), default=1.0)
@@ -247,7 +248,8 @@ def curves(sweep: Sweep, op: str, shares: bool) -> str:
             "layout": layout(
                 xaxis=across,
                 yaxis=up if shares else _log_axis("Time of one call   <b>← better</b>", np.array(ys), "s"),
-                margin=MARGIN | {"r": 44}, modebar=BAR, showlegend=True, legend=legend, uirevision=f"kernels-{sweep.field}-{shares}",
+                margin=MARGIN | {"r": 44}, modebar=BAR, showlegend=True, legend=legend,
+                uirevision=f"kernels-{sweep.field}-{shares}",
             ),
         }
     )  # fmt: skip

@@ -14,7 +14,7 @@ from spec.choices import JobState
 from spec.errors import IsoquantError
 from spec.kernel_result import KernelResult, KernelStatus
 from store import Store
-from ui import components, data, kernels_chart, kernels_form, kernels_job, kernels_rows, live
+from ui import components, data, kernels_chart, kernels_form, kernels_job, kernels_link, kernels_rows, live
 from ui.kernels_form import Wanted
 from ui.plot import plot
 
@@ -29,11 +29,13 @@ ROOF_HELP = (
 
 def show() -> None:
     """All of it; a rerun finds a measurement that is on its way."""
+    kernels_link.read()
     top = st.container(horizontal=True, vertical_alignment="bottom")
+    st.session_state.setdefault(kernels_link.OP, "decode")
     with top:
         op = st.segmented_control(
-            "Operation", list(OPS), default="decode", format_func=lambda name: OPS[name].label, key="kernel_op",
-            required=True, bind="query-params", label_visibility="collapsed", width="stretch",
+            "Operation", list(OPS), format_func=lambda name: OPS[name].label, key=kernels_link.OP, required=True,
+            label_visibility="collapsed", width="stretch",
         )  # fmt: skip
     op = str(op)
     device = look()
@@ -53,6 +55,7 @@ def show() -> None:
     if results:
         _results(op, results)
     else:
+        kernels_link.write(op)
         _empty(op, wanted)
 
 
@@ -72,6 +75,9 @@ def _start(wanted: Wanted | None) -> None:
         kernels_job.start(wanted.arguments())
     except (IsoquantError, OSError) as error:
         st.session_state["kernel_problem"] = str(error)
+        return
+    st.session_state[kernels_link.PENDING] = wanted.cases[0].key()
+    st.session_state.pop(kernels_link.MACHINE, None)
 
 
 def _progress(store: Store, job: kernels_job.Job | None) -> None:
@@ -132,13 +138,23 @@ def _empty(op: str, wanted: Wanted | None) -> None:
 
 
 def _results(op: str, results: list[KernelResult]) -> None:
-    machine = _machine(results)
-    mine = [r for r in results if kernels_rows.machine_of(r) == machine]
-    known = kernels_rows.cases(mine)
-    key = st.selectbox(
-        "Case", list(known), format_func=lambda k: pretty(known.get(k, k)), key="kernel_case", bind="query-params",
-        help="Shape, number format and features; the one measured last comes first.",
-    )  # fmt: skip
+    names = {"-".join(m): name for m, name in kernels_rows.machines(results).items()}
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        machine = next(iter(names))
+        if len(names) > 1:
+            kernels_link.settle(kernels_link.MACHINE, names)
+            machine = st.selectbox(
+                "Hardware", list(names), format_func=lambda k: names.get(k, k), key=kernels_link.MACHINE, width=340,
+                help="Where it was measured. Files of other machines come in by `python cli.py kernels import`.",
+            )  # fmt: skip
+        mine = [r for r in results if "-".join(kernels_rows.machine_of(r)) == machine]
+        known = kernels_rows.cases(mine)
+        kernels_link.settle(kernels_link.CASE, known)
+        key = st.selectbox(
+            "Case", list(known), format_func=lambda k: pretty(known.get(k, k)), key=kernels_link.CASE,
+            help="Shape, number format and features; the one measured last comes first.",
+        )  # fmt: skip
+    kernels_link.write(op, machine if len(names) > 1 else None, key)
     shown = kernels_rows.of_case(mine, key)
     st.caption(sentence(shown))
     measured = [r for r in shown if r.status is KernelStatus.MEASURED]
@@ -151,18 +167,6 @@ def _results(op: str, results: list[KernelResult]) -> None:
 def pretty(text: str) -> str:
     """A case's text with room between its words."""
     return text.partition(":")[2].replace(",", ", ").replace("dtype=", "")
-
-
-def _machine(results: list[KernelResult]) -> kernels_rows.Machine:
-    names = kernels_rows.machines(results)
-    if len(names) == 1:
-        return next(iter(names))
-    keys = {f"{hardware}-{device}": (hardware, device) for hardware, device in names}
-    chosen = st.selectbox(
-        "Hardware", list(keys), format_func=lambda k: names.get(keys.get(k, ("", "")), k), key="kernel_machine",
-        bind="query-params", help="Where it was measured. Files of other machines come in by `kernels import`.",
-    )  # fmt: skip
-    return keys[chosen]
 
 
 def sentence(shown: list[KernelResult]) -> str:
@@ -244,7 +248,7 @@ def _curves(op: str, mine: list[KernelResult], key: str) -> None:
 
 def _turn(key: str) -> None:
     """Show the case of a point that was clicked."""
-    st.session_state["kernel_case"] = key
+    st.session_state[kernels_link.CASE] = key
 
 
 def _table(shown: list[KernelResult]) -> None:
