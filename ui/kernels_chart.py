@@ -15,7 +15,7 @@ from ui.kernels_rows import Sweep, is_ours, label
 from ui.theme import CATEGORIES, INK, MUTED, PAPER
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hourglass", "hexagon")
-SPACE = "\u00a0" * 3  # plain spaces at the edge of a label are lost
+SPACE = "\u00a0" * 5  # plain spaces at the edge of a label are lost
 TWICE = 2.0  # times PyTorch's own error is what a kernel may have
 ROOM = 0.045  # of the height; labels nearer to each other would overlap
 MARGIN: Figure = {"l": 12, "r": 16, "t": 12, "b": 12}
