@@ -42,8 +42,9 @@ def charts(page):
 def test_a_kernel_is_measured_from_the_page(page, profile):
     go(page, "/kernels?op=swiglu")
     expect(page.get_by_text("Nothing has been measured here yet.")).to_be_visible()
-    page.get_by_label("Tokens").fill("4")
-    page.get_by_label("Tokens").press("Tab")
+    tokens = page.get_by_role("spinbutton", name="Tokens")
+    tokens.fill("4")
+    tokens.press("Tab")
     ready(page)
     page.get_by_role("button", name="Measure").click()
     other = profile.new_page()
@@ -59,6 +60,7 @@ def test_a_kernel_is_measured_from_the_page(page, profile):
 
 
 def test_a_click_on_a_curve_turns_to_its_case(page):
+    page.set_viewport_size({"width": 1280, "height": 1400})
     go(page, f"/kernels?case={CASE.key()}")
     charts(page)
     at = page.evaluate(

@@ -14,6 +14,7 @@ from engine.laboratory.cases import OPS, PRESETS, Case, cases_of, make_case, par
 from engine.laboratory.device import Device
 from engine.laboratory.op import Call
 from engine.laboratory.prefill import pairs
+from engine.measure.hardware import ROOT
 from engine.measure.roofline import Roofline
 from spec.errors import SpecError
 from spec.kernel_result import KernelResult, KernelStatus
@@ -265,3 +266,8 @@ def test_the_compiler_is_asked_about_each_operation(op):
     assert (fact["tensor_core"] > 0) == (op in ("decode", "prefill"))
     (old,) = facts(make_case("decode", features={"kv": "fp8"}), [80])
     assert "fp8" in old["error"]
+
+
+def test_the_documentation_has_the_formulas_of_each_operation():
+    section = (ROOT / "docs" / "metrics.md").read_text().partition("## Single kernels")[2]
+    assert [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")] == list(OPS)
