@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from commands import runs
+from commands import kernels, runs
 from commands.backup import backup
 from commands.catalog import models, strategies, tasks
 from commands.doctor import doctor
@@ -33,6 +33,7 @@ app = typer.Typer(
 for verb in (run, submit, tour, worker, models, tasks, strategies, export, backup, doctor):
     app.command()(verb)
 app.add_typer(runs.app, name="runs")
+app.add_typer(kernels.app, name="kernels")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,8 +2,8 @@
 
     python -m bench.gpu_kernels decode [--out results.jsonl] [--budget 0.3]
 
-One operation to a process: a kernel that reads where it must not leaves the GPU unusable for whoever shares its process.
-Each line of the output is a result as `kernels measure --json` writes them, and the page Kernels shows it.
+One operation to a process: a kernel that reads where it must not leaves the GPU unusable for whoever shares its
+process. Each line of the output is a result as `kernels measure --json` writes them, and the page Kernels shows it.
 """
 
 from __future__ import annotations

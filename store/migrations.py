@@ -26,6 +26,7 @@ from store import (
     migration_0004,
     migration_0005,
     migration_0006,
+    migration_0007,
 )
 from store.backup import backup, backup_name
 from store.connection import APPLICATION_ID, Connection
@@ -48,6 +49,7 @@ MIGRATIONS: list[Migration] = [
     Migration("Answers keep their own account, the tree of their search and early exits.", migration_0004.STATEMENTS),
     Migration("New words for back end, batching and prompts; a column for the caching.", migration_0005.STATEMENTS),
     Migration("Attention, fusion, CUDA graphs and the KV cache's format are chosen.", migration_0006.STATEMENTS),
+    Migration("A table for what the kernel laboratory measured.", migration_0007.STATEMENTS),
 ]
 
 

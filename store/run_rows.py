@@ -110,7 +110,7 @@ def result_columns(result: RunResult) -> Row:
 def save_result(connection: Connection, run_id: str, result: RunResult, now: float) -> None:
     """Write the result of a run into all the tables that hold a part of it; for use inside a transaction."""
     columns = result_columns(result)
-    _save_hardware(connection, result.environment, now)
+    save_hardware(connection, result.environment, now)
     _save_model(connection, run_id, result.environment, now)
     names = ", ".join(f"{name} = ?" for name in columns)
     connection.execute(f"UPDATE runs SET {names} WHERE run_id = ?", (*columns.values(), run_id))
@@ -123,7 +123,8 @@ def save_result(connection: Connection, run_id: str, result: RunResult, now: flo
     results_changed(connection)
 
 
-def _save_hardware(connection: Connection, environment: dict[str, Any], now: float) -> None:
+def save_hardware(connection: Connection, environment: dict[str, Any], now: float) -> None:
+    """Write the machine that an environment describes, where it is not known yet; for use inside a transaction."""
     hardware_id = text(environment.get("hardware_id"))
     if hardware_id is None:
         return

@@ -24,6 +24,7 @@ from store.answers import Answers
 from store.clock import Clock
 from store.connection import Connection, check_library
 from store.jobs import Jobs
+from store.kernel_results import KernelResults
 from store.migrations import open_connection
 from store.runs import Runs
 from store.settings import Settings
@@ -33,7 +34,7 @@ FILE_NAME = "isoquant.db"
 
 
 class Store:
-    """``runs``, ``jobs``, ``answers``, ``workers`` and ``settings`` of one database; ``path`` is its file."""
+    """``runs``, ``jobs``, ``answers``, ``workers``, ``settings``, ``kernel_results`` of a database at ``path``."""
 
     def __init__(self, connection: Connection, clock: Clock | None = None) -> None:
         clock = clock or Clock()
@@ -44,6 +45,7 @@ class Store:
         self.answers = Answers(connection, clock)
         self.workers = Workers(connection, clock)
         self.settings = Settings(connection, clock)
+        self.kernel_results = KernelResults(connection)
 
     def __enter__(self) -> Self:
         return self

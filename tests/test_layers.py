@@ -14,6 +14,7 @@ ENGINE = {"spec", "kernels", "tasks", "engine"}
 WEB = {"spec", "tasks", "store", "analysis", "ui"}
 # The web process may ask which models and devices there are; these modules import no torch, as a test below proves.
 WEB_ENGINE = {"engine.catalog", "engine.measure.hardware", "engine.predict", "engine.refusals"}
+WEB_ENGINE |= {"engine.laboratory.cases", "engine.laboratory.device", "engine.laboratory.op"}
 MAY_IMPORT = {
     "spec": {"spec"},
     "kernels": {"kernels"},

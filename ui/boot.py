@@ -19,6 +19,7 @@ PRELOADED = (
     "tasks.registry",
     "ui.explorer",
     "ui.form",
+    "ui.kernels_page",
     "ui.launcher",
     "ui.live",
     "ui.run_page",

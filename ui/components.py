@@ -18,6 +18,7 @@ from store import Store
 
 RUN_PAGE, FRONTIER_PAGE, RUNS_PAGE = "../../pages/run.py", "../../pages/frontier.py", "../../pages/runs.py"
 SCALING_PAGE, TREE_PAGE = "../../pages/scaling.py", "../../pages/tree.py"
+KERNELS_PAGE = "../../pages/kernels.py"
 START_WORKER = "Start one beside the app: `python cli.py worker` (`make run` starts both)."
 STATES = {
     JobState.QUEUED: ("waiting", "gray"),

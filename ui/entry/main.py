@@ -32,6 +32,7 @@ page = st.navigation(
         "Look inside": [
             st.Page(f"{PAGES}/runs.py", title="Runs", icon=":material/table_rows:", url_path="runs"),
             st.Page(f"{PAGES}/tree.py", title="Tree", icon=":material/account_tree:", url_path="tree"),
+            st.Page(f"{PAGES}/kernels.py", title="Kernels", icon=":material/memory:", url_path="kernels"),
         ],
     }
 )

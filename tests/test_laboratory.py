@@ -1,0 +1,273 @@
+"""The kernel laboratory: formulas, reasons, errors that are found, and rows instead of crashes."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from itertools import count
+
+import pytest
+import torch
+
+from engine.laboratory import measure as bench
+from engine.laboratory import timing
+from engine.laboratory.cases import OPS, PRESETS, Case, cases_of, make_case, parse_case, with_preset
+from engine.laboratory.device import Device
+from engine.laboratory.op import Call
+from engine.laboratory.prefill import pairs
+from engine.measure.hardware import ROOT
+from engine.measure.roofline import Roofline
+from spec.errors import SpecError
+from spec.kernel_result import KernelResult, KernelStatus
+
+CPU = Device("cpu", "a processor")
+H200 = Device("cuda:0", "H200", (9, 0))
+CEILINGS = Roofline("cpu", 1, 1, 1, 1e9, {"fp32": 1e10, "bf16": 2e10})
+SMALL = {
+    "decode": {"batch": 2, "context": 70, "heads": 4, "kv_heads": 2, "dim": 32},
+    "prefill": {"batch": 2, "new": 20, "cached": 13, "heads": 4, "kv_heads": 2, "dim": 32},
+    "norm": {"tokens": 5, "width": 96},
+    "rope": {"tokens": 21, "heads": 4, "kv_heads": 2, "dim": 32},
+    "swiglu": {"tokens": 5, "width": 96},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_copies(monkeypatch):
+    """Of the inputs: what rests on them is said by a test of its own."""
+    monkeypatch.setattr(timing, "MAX_COPIES", 2)
+
+
+def small(op, dtype="fp32", **features):
+    return make_case(op, dtype, **SMALL[op], features=features)
+
+
+def measured(case, device=CPU, **how):
+    how = {"budget_s": 0.01, "with_compiled": False} | how
+    return {r.side: r for r in bench.measure([case], device, **how)}
+
+
+@pytest.mark.parametrize(
+    ("text", "moved", "flops"),
+    [
+        # q and out: 2 x 2 x 4 x 8 numbers; keys and values: 2 x 2 x 10 x 2 x 8; 2 bytes each
+        ("decode:batch=2,context=10,heads=4,kv_heads=2,dim=16,dtype=bf16", 2 * (256 + 1280), 4 * 2 * 4 * 10 * 16),
+        (
+            "decode:batch=2,context=10,heads=4,kv_heads=2,dim=16,dtype=bf16,window=3",
+            2 * (256 + 384),
+            4 * 2 * 4 * 3 * 16,
+        ),
+        # a byte for each number of the cache, and two scales of four bytes for each of 2 x 10 x 2 tokens and heads
+        ("decode:batch=2,context=10,heads=4,kv_heads=2,dim=16,dtype=bf16,kv=int8", 512 + 1280 + 320, 5120),
+        ("prefill:batch=1,new=3,cached=2,heads=2,kv_heads=1,dim=16,dtype=fp32", 4 * (192 + 160), 4 * 2 * 16 * 12),
+        (
+            "prefill:batch=1,new=3,cached=2,heads=2,kv_heads=1,dim=16,dtype=fp32,window=2",
+            4 * (192 + 128),
+            4 * 2 * 16 * 6,
+        ),
+        ("norm:tokens=3,width=10,dtype=bf16", 2 * (120 + 10), 150),
+        ("swiglu:tokens=3,width=10,dtype=fp16", 180, 120),
+        # q in and out 128, k and v 128 in and out, cos and sin 32
+        ("rope:tokens=1,heads=4,kv_heads=2,dim=16,dtype=bf16", 2 * (128 + 64 + 64 + 32), 3 * 96),
+        ("rope:tokens=1,heads=4,kv_heads=2,dim=16,dtype=bf16,qk_norm,kv=fp8", 2 * 224 + 64 + 16, 7 * 96 + 128),
+    ],
+)
+def test_formulas_give_what_one_counts_by_hand(text, moved, flops):
+    cost = parse_case(text).cost()
+    assert (cost.bytes_moved, cost.flops) == (moved, flops)
+
+
+@pytest.mark.parametrize("new", [1, 3, 8])
+@pytest.mark.parametrize("cached", [0, 5])
+@pytest.mark.parametrize("window", [0, 1, 4, 7, 50])
+def test_pairs_are_counted_one_by_one(new, cached, window):
+    seen = [(i, j) for i in range(cached, cached + new) for j in range(i + 1) if not window or j > i - window]
+    assert pairs(new, cached, window) == len(seen)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_case_survives_text_and_json_and_has_a_name(op):
+    case = make_case(op, "fp16", features={f.name: (f.choices or (f.usual or True,))[0] for f in OPS[op].features})
+    assert parse_case(str(case)) == case
+    assert Case.from_dict(json.loads(json.dumps(case.to_dict()))) == case
+    assert case.key() == parse_case(str(case)).key() != replace(case, dtype="bf16").key()
+
+
+def test_the_name_of_a_case_never_changes():
+    assert make_case("norm", tokens=1, width=64).key() == "d13d06062195268d"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("decod:", "did you mean 'decode'"),
+        ("decode:bach=1", "did you mean 'batch'"),
+        ("decode:batch=0", "from 1 to 4096"),
+        ("decode:batch=x", "whole number"),
+        ("decode:dtype=bf8", "bf16"),
+        ("decode:heads=6,kv_heads=4", "divides 6"),
+        ("decode:window=0", "whole number from 1"),
+        ("decode:kv=int4", "int8"),
+        ("decode:sinks=3", "takes no value"),
+        ("swiglu:tokens=2,window=3", "width"),
+        ("rope:dim=33", "even"),
+        ("decode:batch=4096,context=1000000", "smaller shape"),
+    ],
+)
+def test_a_wrong_case_says_what_to_do(text, words):
+    with pytest.raises(SpecError, match=words):
+        parse_case(text)
+    with pytest.raises(SpecError, match="no case"):
+        Case.from_dict({"op": "decode"})
+
+
+def test_sweeps_and_presets():
+    case = make_case("decode")
+    assert [c["batch"] for c in case.sweep("batch", [1, 4])] == [1, 4]
+    found = cases_of("decode", ["bf16", "fp32"], {"window": 9}, {"batch": [1, 2], "context": [64]}, False)
+    assert [(c.dtype, c["batch"], c["context"], c.feature("window")) for c in found] == [
+        ("bf16", 1, 64, 9), ("bf16", 2, 64, 9), ("fp32", 1, 64, 9), ("fp32", 2, 64, 9),
+    ]  # fmt: skip
+    qwen = with_preset(case, "qwen2.5-0.5b")
+    assert (qwen["heads"], qwen["kv_heads"], qwen["dim"], qwen["batch"]) == (14, 2, 64, case["batch"])
+    assert with_preset(make_case("swiglu"), "llama-3.1-8b")["width"] == 14_336
+    assert set(PRESETS) >= {"llama-3.1-8b", "llama-3.2-1b", "qwen2.5-0.5b"}
+
+
+def test_each_side_says_why_it_cannot_run():
+    plain, gqa = small("decode", "bf16"), make_case("decode", "bf16", heads=4, kv_heads=4)
+    said = {
+        ("triton", plain, CPU): "no NVIDIA GPU",
+        ("triton", plain, replace(H200, capability=(7, 5))): "7.5 is below 8.0",
+        ("triton", plain, replace(H200, triton="Triton is not installed")): "not installed",
+        ("triton", make_case("decode", dim=512), H200): "wider than 256",
+        ("triton", small("decode", "bf16", kv="fp8"), replace(H200, capability=(8, 0))): "fp8",
+        ("native", plain, H200): "processors only",
+        ("native", plain, replace(CPU, native="there is no C++ compiler")): "C++ compiler",
+        ("native", small("decode", alibi=True), CPU): "ALiBi",
+        ("gathered", small("decode", kv="int8"), CPU): "one byte",
+        ("sdpa", small("decode", sinks=True), H200): "sinks",
+        ("sdpa-flash", small("decode"), H200): "bf16 and fp16 only",
+        ("sdpa-flash", small("prefill", "bf16"), H200): "no mask",
+        ("sdpa-efficient", plain, H200): "grouped heads",
+        ("flex", plain, CPU): "GPUs only",
+    }
+    for (side, case, device), words in said.items():
+        assert words in OPS[case.op].side(side).reason(case, device)
+    for side in OPS["decode"].sides:
+        if side.name not in ("native",):
+            assert side.reason(gqa, H200) is None, side.name
+    assert OPS["norm"].side("native").reason(small("norm"), CPU)
+
+
+ASKED = [("decode", f) for f in ({}, {"window": 9}, {"softcap": 3}, {"sinks": True}, {"alibi": True}, {"kv": "int8"})]
+ASKED += [("decode", {"one": True})]
+ASKED += [("prefill", f) for f in ({}, {"window": 9}, {"softcap": 3, "sinks": True}, {"alibi": True})]
+ASKED += [("rope", {}), ("rope", {"qk_norm": True}), ("norm", {}), ("swiglu", {})]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("op", "features"), ASKED)
+def test_every_side_computes_the_same(op, features, dtype):
+    case = small(op, dtype, **features) if "one" not in features else make_case(op, dtype, **(SMALL[op] | {"batch": 1}))
+    rows = measured(case, bench.here("cpu"), ceilings=CEILINGS)
+    assert set(rows) == {s.name for s in OPS[op].sides}
+    ran = [r for r in rows.values() if r.status is KernelStatus.MEASURED]
+    assert "eager" in {r.side for r in ran}
+    for r in ran:
+        assert r.error < {"fp32": 2e-6, "bf16": 1e-2}[dtype], r.side
+        assert r.torch_error == rows["eager"].error
+        assert r.q1_s <= r.median_s <= r.q3_s
+        assert r.share_of_copy == pytest.approx(r.bytes_moved / r.median_s / 1e9)
+        assert KernelResult.from_dict(json.loads(json.dumps(r.to_dict()))) == r
+    assert all(r.note for r in rows.values() if r.status is not KernelStatus.MEASURED)
+
+
+def with_side(monkeypatch, op, run):
+    """The operation with a side more, which does what ``run`` does with the plain side's result."""
+
+    def prepare(case, x):
+        plain = OPS[op].side("eager").prepare(case, x)
+        return Call(lambda: run(plain.run()), plain.read)
+
+    odd = replace(OPS[op].side("eager"), name="odd", prepare=prepare)
+    monkeypatch.setitem(OPS, op, replace(OPS[op], sides=(odd, *OPS[op].sides)))
+
+
+def test_a_side_that_is_wrong_is_seen(monkeypatch):
+    with_side(monkeypatch, "swiglu", lambda out: out * 1.01)
+    rows = measured(small("swiglu"), sides=["odd", "eager"])
+    assert rows["odd"].error == pytest.approx(0.01, rel=1e-3)
+    assert rows["eager"].error < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda out: out / 0, "not finite"),
+        (lambda out: 1 / 0, "ZeroDivisionError"),
+        (lambda out: out[:, :3], "shape"),
+        (lambda out: torch.empty(2**60), "memory"),
+    ],
+)
+def test_a_side_that_fails_is_a_row_and_the_others_go_on(monkeypatch, run, words):
+    with_side(monkeypatch, "swiglu", run)
+    rows = measured(small("swiglu"))
+    assert rows["odd"].status is KernelStatus.FAILED
+    assert words in rows["odd"].note
+    assert rows["odd"].median_s is None
+    assert rows["eager"].status is KernelStatus.MEASURED
+
+
+def test_a_stop_is_asked_for_before_each_row():
+    asked = count()
+    found = list(
+        bench.measure([small("decode"), small("norm")], CPU, stop=lambda: next(asked) >= 2, with_compiled=False)
+    )
+    assert len(found) == 2
+    assert bench.planned([small("decode"), small("norm")]) == len(OPS["decode"].sides) + len(OPS["norm"].sides)
+
+
+def test_an_unknown_side_is_named():
+    with pytest.raises(SpecError, match="did you mean 'sdpa'"):
+        list(bench.measure([small("decode")], CPU, sides=["sdpaa"]))
+
+
+def test_the_faster_of_two_formats_is_the_ceiling():
+    for rates, limit in (({"fp32": 5.0, "bf16": 9.0}, 9.0), ({"fp32": 5.0, "bf16": 2.0}, 5.0), ({"fp16": 1.0}, None)):
+        ceilings = {"copy_bytes_per_s": 1.0, "matmul_flop_per_s": rates}
+        assert measured(small("norm", "bf16"), sides=["triton"], ceilings=ceilings)["triton"].matmul_flop_per_s == limit
+
+
+def test_without_ceilings_there_are_no_shares():
+    row = measured(small("norm"), sides=["eager"])["eager"]
+    assert row.copy_bytes_per_s is row.share is None
+
+
+def test_the_clock_takes_inputs_in_turn_and_gives_quartiles():
+    seen = []
+    timed = timing.time_calls([lambda: seen.append(0), lambda: seen.append(1)], torch.device("cpu"), 0.005)
+    assert seen[:4] == [0, 1, 0, 1]
+    assert timed.repeats >= 3
+    assert timing.of([4.0, 1.0, 2.0, 3.0, 5.0]) == timing.Timed(3.0, 2.0, 4.0, 5)
+    assert timing.copies_for(2**60, torch.device("cpu")) == 1
+    assert timing.copies_for(1, torch.device("cpu")) == timing.MAX_COPIES
+    assert "cache" in timing.fits_cache_note(1, 2, torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("op", OPS)
+def test_the_compiler_is_asked_about_each_operation(op):
+    from engine.laboratory.compiled import facts
+
+    for fact in facts(make_case(op, on_gpu=True), [90]):
+        assert fact["spills"] == 0
+        assert 16 <= fact["registers"] <= 255
+    assert (fact["tensor_core"] > 0) == (op in ("decode", "prefill"))
+    (old,) = facts(make_case("decode", features={"kv": "fp8"}), [80])
+    assert "fp8" in old["error"]
+
+
+def test_the_documentation_has_the_formulas_of_each_operation():
+    section = (ROOT / "docs" / "metrics.md").read_text().partition("## Single kernels")[2]
+    assert [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")] == list(OPS)

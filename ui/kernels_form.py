@@ -1,0 +1,130 @@
+"""The sidebar of the page Kernels: what is measured next. Options that cannot run here are grey, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from engine.laboratory.cases import DTYPES, PRESETS, Case, cases_of
+from engine.laboratory.device import Device
+from engine.laboratory.op import Feature, Field, Op
+from spec.errors import SpecError
+from ui import components
+
+OWN, ALONE = "my own", "this one alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the form describes: cases, and the sides to measure."""
+
+    cases: tuple[Case, ...]
+    sides: tuple[str, ...]
+
+    def arguments(self) -> list[str]:
+        """For ``kernels measure``."""
+        words = [word for case in self.cases for word in ("--case", str(case))]
+        return [*words, "--sides", ",".join(self.sides)]
+
+
+def show(op: Op, device: Device) -> Wanted | None:
+    """Draw it; None while something must be corrected, which is said beside it."""
+    presets = [*PRESETS, OWN]
+    usual = "llama-3.1-8b" if device.on_gpu else "llama-3.2-1b"
+    preset = st.selectbox(
+        "Shape of",
+        presets,
+        index=presets.index(usual),
+        format_func=lambda name: PRESETS[name].title if name in PRESETS else "My own",
+        key="kn_preset",
+        help="Heads and widths of a well-known model, or numbers of your own.",
+    )
+    shape: dict[str, list[int]] = {}
+    if preset != OWN:
+        shape = {name: [value] for name, value in PRESETS[preset].fields(op.name).items()}
+    for field in op.fields:
+        if field.name not in shape:
+            shape[field.name] = [_number(op, field, device)]
+    dtype = st.segmented_control("Number format", DTYPES, default="bf16", key="kn_dtype", required=True)
+    features = _features(op)
+    try:
+        shape |= _sweep(op, {name: values[0] for name, values in shape.items()})
+        found = cases_of(op.name, [str(dtype)], features, shape, device.on_gpu)
+    except SpecError as error:
+        components.problem(error)
+        return None
+    sides = _sides(op, found[0], device)
+    return Wanted(tuple(found), sides) if sides else None
+
+
+def _number(op: Op, field: Field, device: Device) -> int:
+    return int(
+        st.number_input(
+            field.label, field.low, field.high, field.default(device.on_gpu), key=f"kn_{op.name}_{field.name}",
+            help=field.help,
+        )
+    )  # fmt: skip
+
+
+def _features(op: Op) -> dict[str, Any]:
+    if not op.features:
+        return {}
+    known = {f.name: f for f in op.features}
+    words = "\n".join(f"- **{f.label}**: {f.help}" for f in op.features)
+    chosen = st.pills(
+        "Features", list(known), selection_mode="multi", format_func=lambda name: known[name].label,
+        key=f"kn_{op.name}_features", help=words,
+    )  # fmt: skip
+    return {name: _value(op, known[name]) for name in chosen}
+
+
+def _value(op: Op, feature: Feature) -> Any:
+    key = f"kn_{op.name}_value_{feature.name}"
+    if feature.choices:
+        return st.segmented_control(feature.label, feature.choices, default=feature.choices[0], key=key, required=True)
+    if feature.usual is not None:
+        return int(st.number_input(feature.label, 1, 2**20, feature.usual, key=key, help=feature.help))
+    return True
+
+
+def _sweep(op: Op, shape: dict[str, int]) -> dict[str, list[int]]:
+    labels = {f.name: f.label for f in op.fields}
+    name = st.selectbox(
+        "Also across",
+        [ALONE, *op.sweeps],
+        format_func=lambda n: labels[n].lower() if n in labels else n,
+        key=f"kn_{op.name}_sweep",
+        help="Measures the same at several values, which makes a curve. It takes as many times longer.",
+    )
+    if name == ALONE:
+        return {}
+    here = max(shape[name], 16)
+    usual = ",".join(str(v) for v in sorted({max(1, here // 16), max(1, here // 4), here, shape[name]}))
+    text = st.text_input(f"Values of {labels[name].lower()}", usual, key=f"kn_{op.name}_values_{name}")
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(w.isascii() and w.isdigit() and len(w) < 10 for w in words):
+        raise SpecError("Give whole numbers with commas between, e.g. 1,8,32.", field=name)
+    return {name: sorted({int(w) for w in words})}
+
+
+def _sides(op: Op, case: Case, device: Device) -> tuple[str, ...]:
+    """Checkboxes; what cannot run here is grey with its reason."""
+    reasons = {side.name: side.reason(case, device) for side in op.sides}
+    can = [side for side in op.sides if reasons[side.name] is None]
+    chosen = []
+    with st.expander(f"Implementations: {len(can)} of {len(op.sides)} can run here", expanded=True):
+        for side in op.sides:
+            reason = reasons[side.name]
+            # Another key where it cannot run: a tick made before must not stay on a grey box.
+            key = f"kn_{op.name}_side_{side.name}" + ("_grey" if reason else "")
+            if st.checkbox(side.label, reason is None, key=key, disabled=reason is not None, help=side.help):
+                chosen.append(side.name)
+            if reason:
+                st.caption(f"Cannot run: {components.plain(reason)}.")
+    if not chosen:
+        st.caption("Tick at least one implementation.")
+        return ()
+    # Those that cannot run come along, so that the results say why.
+    return tuple(side.name for side in op.sides if side.name in chosen or reasons[side.name])
