@@ -110,7 +110,7 @@ class Batcher:
         if steady.greedy:
             chosen = Chosen(self._runner.greedy(steady.batch), None)
         else:
-            chosen = choose(self._runner.logits(steady.batch), steady.sequences)
+            chosen = choose(self._runner.logits(steady.batch), steady.sequences, self._runner.samples)
         for sequence in steady.sequences:
             sequence.computed += 1
         self._extend(steady.sequences, chosen)
@@ -193,7 +193,7 @@ class Batcher:
             if shares:
                 self._admission.share(sequence)
                 waited.append((sequence, logits[i].clone()))  # they outlive the buffer they lie in
-        self._extend(plain, choose(logits, plain))
+        self._extend(plain, choose(logits, plain, self._runner.samples))
         for sequence, scores in waited:
             for started in self._admission.join(sequence, scores):
                 self._begin(started)
@@ -261,7 +261,7 @@ class Batcher:
         for sequence in sequences:
             if sequence.row.exit is not None:
                 sequence.exits.append(self._exiting.layers)
-        self._extend(sequences, choose(logits, sequences))
+        self._extend(sequences, choose(logits, sequences, self._runner.samples))
 
     def _extend(self, sequences: list[Sequence], chosen: Chosen) -> None:
         """One more token for each of them."""

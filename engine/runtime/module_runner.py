@@ -54,6 +54,7 @@ class ModuleRunner:
         self._native = way.attention is Attention.NATIVE
         self._triton = way.attention in (Attention.TRITON, Attention.CASCADE)
         self.pads = way.attention is Attention.PLAIN
+        self.samples = way.fusion is Fusion.KERNELS
         self._fixed = fixed or (device.type == "cuda" and way.graphs is not Recording.OFF)
         self._graphs: Graphs | None = None
         self._kv: KvCache | None = None

@@ -38,6 +38,7 @@ class NativeRunner:
 
     name = "paged, native forward"
     pads = False
+    samples = False
 
     def __init__(self, model: Any, dtype: torch.dtype, sole: bool = False) -> None:
         self._model = model

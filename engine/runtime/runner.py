@@ -16,12 +16,14 @@ class Runner(Protocol):
 
     ``name`` says what computes, for the record. ``block_bytes``: of one KV block, known before ``allocate``.
     ``dtype``: of the weights. ``pads``: a batch costs as if each of its sequences had as many tokens as the longest.
+    ``samples``: tokens are to be drawn by the fused kernel.
     """
 
     block_bytes: int
     vocab: int
     dtype: torch.dtype
     pads: bool
+    samples: bool
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """Whole models through the runtime, with the Triton kernels for their attention and between their matrix products."""
 
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -10,17 +11,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.runtime import forest as forests
 from engine.runtime import module_runner, support
 from engine.runtime.batch import Batch
+from engine.runtime.sampler import NotNumbers, choose
 from engine.runtime.support import Unsupported, runner_for
 from engine.runtime.way import Way
+from engine.sampling import Sampling
 from kernels.decode import triton as decode_kernel
 from kernels.dispatch import Machine
 from kernels.forest import triton as forest_kernel
 from kernels.forest.plan import plan
 from kernels.norm import triton as norm
 from kernels.rope import triton as rope
+from kernels.sampler import triton as sampler_kernel
 from kernels.swiglu import triton as swiglu
 from spec.choices import Attention, Fusion, KvDtype
-from tests.batches import CPU, NATIVE, batcher, causal, drain, greedy, ids, known, plain, row, text
+from tests.batches import CPU, NATIVE, PLAIN, batcher, causal, drain, greedy, ids, known, plain, row, text
 from tests.kernels.paged import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU tests/test_gpu_engine.py runs whole models")
@@ -149,6 +153,33 @@ def test_a_plan_holds_until_a_sequence_is_another_one():
         assert not forest.update(other, np.array([40, 3, 42]))
         assert not forest.update(np.array([[1, 2], [3, 4], [5, 6]], dtype=np.int32), np.array([20, 20, 20]))
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("runner", [True], ids=["padded"], indirect=True)
+def test_a_seed_gives_the_same_text_with_the_fused_sampler(runner, monkeypatch):
+    """Rows with several filters and a greedy one in one batch, all with their log-probabilities."""
+    calls = []
+    count(monkeypatch, sampler_kernel, "sample", calls)
+    model = known("llama")
+    kinds = [Sampling(0.9), Sampling(1.3, top_k=5), Sampling(0.7, top_p=0.8, min_p=0.05), None]
+    found = []
+    for way in (PLAIN, Way(attention=Attention.TRITON)):
+        rows = [row(text(4), 5, (i,), sampling=kind, key=i + 7, logprobs=True) for i, kind in enumerate(kinds)]
+        made = batcher(model, batch_size=4, blocks=8, way=way)
+        try:
+            found.append(drain(made, rows))
+        finally:
+            made.close()
+    assert len(calls) >= 5
+    assert ids(found[0]) == ids(found[1])
+    for one, other in zip(*found, strict=True):
+        assert one.extension.logprobs == pytest.approx(other.extension.logprobs, abs=1e-4)
+
+
+def test_scores_that_are_no_numbers_are_an_error():
+    sequence = types.SimpleNamespace(row=row(text(4), sampling=None), tokens=[1])
+    with pytest.raises(NotNumbers):
+        choose(torch.full((1, 96), float("nan"), device=DEVICE), [sequence], fused=True)
 
 
 def test_fused_kernels_are_refused_where_the_layers_are_others(runner):
