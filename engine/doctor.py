@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engine import refusals
 from engine.catalog import list_models, list_rewards
 from engine.measure import hardware, sensors
 from engine.measure.energy import NoSource
 from engine.measure.roofline import Roofline, calibrate
+from spec.choices import Attention, Fusion, Graphs, KvDtype
 from spec.paths import expand
 
 LOW_DISK_BYTES, NO_DISK_BYTES = 2 * 10**9, 2 * 10**8
@@ -52,6 +54,7 @@ def report(*, network: bool = False) -> list[Check]:
         check_native(),
         *check_devices(),
         *check_triton(),
+        *check_choices(),
         *check_energy(),
         check_memory(),
         check_sqlite(),
@@ -148,6 +151,16 @@ def check_triton(version: Callable[[str], str | None] = hardware.package_version
         yield Check("Triton kernels", "warn", "Triton is not installed", "attention on the GPU is slower without it")
     else:
         yield Check("Triton kernels", "ok", f"Triton {found}")
+
+
+def check_choices() -> Iterator[Check]:
+    """What a run may choose for attention, fusion, CUDA graphs and KV cache, and why the rest cannot be chosen."""
+    for field, words in (("attention", Attention), ("fusion", Fusion), ("graphs", Graphs), ("kv_cache", KvDtype)):
+        why = {str(word): refusals.reason(field, word, "auto") for word in words}
+        reasons = dict.fromkeys(reason for reason in why.values() if reason)
+        missing = (f"{', '.join(w for w in why if why[w] == r)}: {r}" for r in reasons)
+        able = ", ".join(word for word, reason in why.items() if reason is None)
+        yield Check(refusals.NAMES[field], "ok", able, "; ".join(f"without {text}" for text in missing))
 
 
 def check_energy() -> Iterator[Check]:

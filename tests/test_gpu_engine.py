@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.measure.hardware import machine
 from engine.models import ModelHost
 from engine.run import execute
-from spec.choices import Attention, Dtype
+from kernels.dispatch import triton_reason
+from spec.choices import Attention, Dtype, Fusion, Graphs, KvDtype
 from spec.errors import DoesNotFitError
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import Greedy, Majority
@@ -22,11 +24,15 @@ pytestmark = [
 BACKENDS = ["isoquant", "transformers"]
 
 
-def run(model, device, *, dtype=Dtype.FP32, strategy=None, batch=4, attention=Attention.AUTO, backend="isoquant"):
+def run(
+    model, device, *, dtype=Dtype.FP32, strategy=None, batch=4, attention=Attention.AUTO, backend="isoquant",
+    runtime=None, kv_cache=KvDtype.AUTO,
+):  # fmt: skip
+    runtime = runtime or Runtime(backend=backend, attention=attention)
     spec = RunSpec(
         str(model),
-        Precision(dtype),
-        Runtime(backend=backend, device=device, batch_size=batch, attention=attention),
+        Precision(dtype, kv_cache),
+        replace(runtime, device=device, batch_size=batch),
         strategy or Greedy(),
         TaskSpec("lab-words"),
     )
@@ -57,6 +63,48 @@ def test_samples_equal_the_cpus_in_fp32(tmp_path, backend):
     strategy = Majority(n=4)
     found = run(model, "cuda", strategy=strategy, backend=backend)[1]
     assert found == run(model, "cpu", strategy=strategy, batch=7)[1]
+
+
+WAYS = {
+    "plain": Runtime(attention=Attention.PLAIN),
+    "plain, no graphs": Runtime(attention=Attention.PLAIN, graphs=Graphs.OFF),
+    "triton": Runtime(attention=Attention.TRITON, fusion=Fusion.OFF),
+    "triton, no graphs": Runtime(attention=Attention.TRITON, fusion=Fusion.OFF, graphs=Graphs.OFF),
+    "fused": Runtime(attention=Attention.TRITON, fusion=Fusion.KERNELS, graphs=Graphs.ON),
+    "fused, no graphs": Runtime(attention=Attention.TRITON, fusion=Fusion.KERNELS, graphs=Graphs.OFF),
+    "shared": Runtime(attention=Attention.CASCADE, fusion=Fusion.KERNELS, graphs=Graphs.ON),
+    "eager": Runtime(backend="transformers", attention=Attention.EAGER),
+    "math": Runtime(backend="transformers", attention=Attention.SDPA_MATH),
+    "efficient": Runtime(backend="transformers", attention=Attention.SDPA_EFFICIENT),
+    "flex": Runtime(backend="transformers", attention=Attention.FLEX),
+    "compiled": Runtime(backend="transformers", fusion=Fusion.COMPILE),
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_writes_what_the_cpu_writes_in_fp32(tmp_path, way):
+    """Greedy and sampled, for the samples of a problem are where shared keys and the fused sampler come in."""
+    if WAYS[way].attention in (Attention.TRITON, Attention.CASCADE) and triton_reason(machine("cuda")):
+        pytest.skip(str(triton_reason(machine("cuda"))))
+    model = make_model(tmp_path / "m")
+    for strategy in (Greedy(), Majority(n=4)):
+        result, found = run(model, "cuda", strategy=strategy, runtime=WAYS[way])
+        assert found == run(model, "cpu", strategy=strategy)[1]
+        name = result.environment["attention"]
+        assert ("fused" in name) == (WAYS[way].fusion is Fusion.KERNELS)
+        if WAYS[way].graphs is Graphs.ON:
+            assert name.endswith("CUDA graphs")
+
+
+@pytest.mark.parametrize("kind", [KvDtype.INT8, KvDtype.FP8])
+def test_a_cache_of_one_byte_runs_through_the_kernels(tmp_path, kind):
+    if kind is KvDtype.FP8 and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no fp8 before compute capability 8.9")
+    model = make_model(tmp_path / "m")
+    result, texts = run(model, "cuda", kv_cache=kind)
+    assert f"{kind} cache" in result.environment["attention"]
+    assert len(texts) == LetterTask().n
 
 
 @pytest.mark.parametrize("dtype", [Dtype.BF16, Dtype.FP16])

@@ -8,6 +8,7 @@ import torch
 
 from engine import doctor
 from engine.catalog import ModelInfo
+from kernels.dispatch import Machine
 from kernels.native import build
 
 
@@ -62,6 +63,22 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
     assert checks["GPU"].status == "warn"
     assert "CUDA build" in checks["GPU"].advice
     assert checks["GPU driver"].value == "580.1"
+
+
+def test_the_choices_of_a_run_are_listed_with_what_is_missing_and_why(monkeypatch):
+    monkeypatch.setattr(doctor.refusals, "machine", lambda device: Machine(compiler="there is no C++ compiler"))
+    checks = {c.name: c for c in doctor.check_choices()}
+    assert checks["Attention"].value == "auto, plain, eager, sdpa, sdpa-math, sdpa-flash"
+    assert "without native: there is no C++ compiler" in checks["Attention"].advice
+    assert (
+        "without triton, cascade, sdpa-efficient, sdpa-cudnn, flex: it needs an NVIDIA GPU"
+        in checks["Attention"].advice
+    )
+    assert checks["Fusion"].value == "auto, off"
+    monkeypatch.setattr(doctor.refusals, "machine", lambda device: Machine((7, 5), "3.6.0"))
+    checks = {c.name: c for c in doctor.check_choices()}
+    assert "compute capability 7.5, and it needs 8.0" in checks["Attention"].advice
+    assert checks["CUDA graphs"].advice == ""
 
 
 def test_home_is_looked_at_but_not_created(tmp_path):
