@@ -7,10 +7,12 @@ A row of a weight is cut into chunks of 16 bytes, which one thread loads at once
   ``[16/planes * i, 16/planes * (i + 1))`` of its 8 words, is 8 consecutive weights: word ``e`` of chunk ``c`` holds the
   weights ``8 * planes * c + 8 * i + e``. So an int4 chunk is 32 weights, within one group whatever the group.
 
-Codes are unsigned, 128 or 8 more than the number they stand for. That suits the conversion by a magic number (Kim et
-al. 2022, "Who Says Elephants Can't Run"): a code put into the lowest bits of the mantissa of 128 (bf16,
-0x4300) or 1024 (fp16, 0x6400) *is* the number 128 + code or 1024 + code, and as neighbouring words lie in one register,
-one bitwise instruction converts two weights and none converts an integer.
+Codes are unsigned, 128 or 8 more than the number they stand for, which lets bitwise instructions and multiplications do
+what a conversion from integers does four times slower. The known way is a magic number (Kim et al. 2022, "Who Says
+Elephants Can't Run"): behind the mantissa of 128 in bf16, 0x4300, or of 1024 in fp16, 0x6400, a code makes 128 + code.
+The kernels go without it, as a code alone, in the lowest 8 bits of bf16 or the lowest 11 of fp16, already is the number
+code * 2**-133 or code * 2**-24: subnormal, up to the first normal numbers, whose steps are the same. One mask and one
+fused multiply-add make two weights of two neighbouring words, without a rounding.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class PackedWeight:
     Attributes:
         data: int16 [n, chunks * 8], or float8_e4m3fn [n, chunks * 16], as the module says.
         scales: [groups, n]; fp32 where a group is a whole row, else bf16.
-        zeros: int8 [groups, n], where the range of a group is centred, in steps; None for symmetric ranges.
+        zeros: bf16 [groups, n], whole numbers in [-8, 7], as no kernel is to convert integers; None for symmetric ranges.
         group: weights that share a scale, along k; -1 for a whole row.
     """
 

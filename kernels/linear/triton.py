@@ -155,8 +155,10 @@ def _rows(
             for i in tl.static_range(PLANES):
                 x = tl.load(xs + k + i * LANE, mask=there & (k + i * LANE + of_k < K)[None, :], other=0.0)
                 v = _plane(w, i, PLANES, dtype, UPCAST)
+                if PAIR:
+                    v *= UNIT  # before the scale, lest the product be too small for fp16
                 if HAS_ZEROS:
-                    v += (zero / -UNIT).to(v.dtype)
+                    v += (-zero if PAIR else zero / -UNIT).to(v.dtype)
                 if PAIR:
                     v *= scale.to(v.dtype)
                 part = tl.dot(x.to(v.dtype), v, part, input_precision="ieee")
@@ -164,7 +166,8 @@ def _rows(
                 acc += part * scale
             else:
                 acc = part
-    acc *= UNIT
+    if not PAIR:
+        acc *= UNIT
     if GROUP <= 0:
         acc *= tl.load(SCALES + row)[None, :]
     if HAS_BIAS:
@@ -265,24 +268,30 @@ def few_rows(
     constants = _constants(packed)
     lane, group = constants["LANE"], constants["GROUP"]
     bm = 16 if m <= 16 else 32
-    bn = 128 if n >= 2048 and group != 32 else 64
+    bn = 128 if n >= 2048 and group in (-1, 128) else 64  # what small groups hold would not fit into registers
     tiles, spans = triton.cdiv(m, bm) * triton.cdiv(n, bn), triton.cdiv(chunks, SPAN)
     splits = splits or max(1, min(triton.cdiv(2 * _units(x.device), tiles), spans // LEAST))
     each = triton.cdiv(spans, splits)
     splits = triton.cdiv(spans, each)
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     parts = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
-    piece = SPAN * lane if group == -1 else max(16, group // packed.kind.planes)
+    piece, times = pieces(lane, packed.kind.planes, group)
     _rows[(triton.cdiv(m, bm), triton.cdiv(n, bn), splits)](
         x, packed.data, *_rest(packed, bias, out), parts, x.stride(0), m, n, k, chunks, each * SPAN,
         **constants, HAS_BIAS=bias is not None and splits == 1, BM=bm, BN=bn, PIECE=piece,
-        PIECES=SPAN * lane // piece, UPCAST=not x.is_cuda, num_warps=4, num_stages=4 if bm == 16 else 3,
+        PIECES=times, UPCAST=not x.is_cuda, num_warps=4, num_stages=4 if bm == 16 else 3,
     )  # fmt: skip
     if splits > 1:
         _sum[(triton.cdiv(n, 256), m)](
             parts, out if bias is None else bias, out, m, n, splits, HAS_BIAS=bias is not None, BN=256, num_warps=2
         )
     return out
+
+
+def pieces(lane: int, planes: int, group: int) -> tuple[int, int]:
+    """Words of a row that ``_rows`` multiplies at a time, and how many times a turn."""
+    piece = SPAN * lane if group == -1 else max(16, group // planes)
+    return piece, SPAN * lane // piece
 
 
 def dequantize(packed: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
