@@ -20,9 +20,9 @@ def cost(case: Case) -> Cost:
     """Reads the queries and every key and value that is seen, writes the output.
 
     Bytes: 2 B N Hq D e + 2 B S Hkv D c, with N = 1 new token or those of a tree, S = min(context, window + N - 1) keys
-    seen and c bytes to a number of the cache, and 8 B S Hkv for the scales of a cache of one byte. Operations: 4 B Hq D
-    for each pair that sees each other: min(context, window) without a tree; with one, each of its tokens sees what is
-    before the tree, and its ancestors.
+    seen and c bytes to a number of the cache, and 8 B S Hkv for the scales of a cache of one byte. Operations:
+    4 B Hq S D, two matrix products; with a tree 4 B Hq D for each pair that sees each other, where each token sees what
+    is before the tree, and its ancestors.
     """
     new, context = paged.new_tokens(case), case["context"]
     window = case.feature("window") or context

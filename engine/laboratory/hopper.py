@@ -117,14 +117,12 @@ def _launch_by_descriptors(case: Case) -> Launch:
 
 
 def _launch_specialised(case: Case) -> Launch:
-    from triton.experimental.gluon.language import NVMMASharedLayout
-
     from kernels.prefill import gluon
 
     dim = case["dim"]
     constants = {"GROUP": case["heads"] // case["kv_heads"], "D": dim, "BM": gluon.ROWS, "BN": gluon.WIDTH}
     constants |= {"STAGES": gluon.STAGES[dim], "CAUSAL": True}
-    types = _types(case, gluon.ROWS // 2, gluon.WIDTH, dim, NVMMASharedLayout(128, 16, 5))
+    types = _types(case, gluon.ROWS // 2, gluon.WIDTH, dim, gluon.gl.NVMMASharedLayout(128, 16, 5))
     return Launch(gluon._prefill, types, constants, 4, registers=168, name="prefill, Gluon", capabilities=(90,))
 
 
