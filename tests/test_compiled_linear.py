@@ -1,0 +1,84 @@
+"""What the compiler makes of quantized linear layers: no spills, wide loads, tensor cores, no integer converted."""
+
+import importlib.util
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from kernels.compiled import compile_for
+from kernels.linear import triton as linear
+from kernels.linear.packing import Kind
+
+SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program may have
+NUMBERS = dict.fromkeys(("x_row", "M", "N", "K", "chunks", "each", "splits"), "i32")
+UNALIGNED = frozenset({"M", "chunks", "splits"})
+KINDS = [(Kind.INT8, -1, False), (Kind.FP8, -1, False), *((Kind.INT4, g, z) for g in (32, 64, 128, -1) for z in (0, 1))]
+pytestmark = pytest.mark.slow
+
+
+def types(kind, group, dtype, words="*i16"):
+    pointers = dict.fromkeys(("X", "BIAS", "OUT"), f"*{dtype}") | {"PARTS": "*fp32", "ZEROS": "*bf16"}
+    pointers |= {"W": "*fp8e4nv" if kind == Kind.FP8 else words, "SCALES": "*fp32" if group == -1 else "*bf16"}
+    return NUMBERS | pointers
+
+
+def constants(kind, group, zeros):
+    return {"PLANES": kind.planes, "LANE": kind.chunk // kind.planes, "GROUP": group, "HAS_ZEROS": bool(zeros)}
+
+
+def compiled(kernel, given, how, capability, **options):
+    if given.get("W") == "*fp8e4nv" and capability < 89:
+        pytest.skip("no fp8 before compute capability 8.9")
+    made = compile_for(kernel, given, how, capability=capability, unaligned=UNALIGNED, **options)
+    assert made.spills == 0
+    assert made.stack == 0
+    assert made.registers <= 255
+    assert made.shared <= SHARED[capability]
+    assert made.count("I2F") == 0, "integers are converted, at a quarter of the speed"
+    assert made.sass.count(".FTZ") == 0, "codes are subnormal numbers"
+    return made
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(80, "bf16"), (89, "bf16"), (90, "bf16"), (90, "fp32")])
+@pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
+def test_a_vector(capability, kind, group, zeros, dtype):
+    how = constants(kind, group, zeros) | {"HAS_BIAS": True, "BN": 4, "BC": 128}
+    made = compiled(linear._vector, types(kind, group, dtype, "*i32"), how, capability, warps=4)
+    if dtype == "bf16":
+        assert made.registers <= 168, "fewer than three programs to a multiprocessor"
+    assert made.count("LDG.E.EF.128") >= 4, "weights do not come 16 bytes at a time, to be forgotten first"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "rows"),
+    [(80, "bf16", 16), (89, "bf16", 16), (90, "bf16", 16), (80, "bf16", 32), (89, "bf16", 32), (90, "bf16", 32),
+     (90, "fp16", 16)],
+)  # fmt: skip
+@pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
+def test_a_few_rows(capability, kind, group, zeros, dtype, rows):
+    how = constants(kind, group, zeros) | {"HAS_BIAS": False, "UPCAST": False, "BM": rows}
+    piece, times = linear.pieces(how["LANE"], kind.planes, group)
+    how |= {"BN": 128 if group in (-1, 128) else 64, "PIECE": piece, "PIECES": times}
+    given = types(kind, group, dtype) | {"OUT": "*fp32"}
+    made = compiled(linear._rows, given, how, capability, warps=4, stages=4 if rows == 16 else 3)
+    assert made.count("LDGSTS.E.BYPASS.128") > 0, "weights do not come 16 bytes at a time"
+    assert made.count("HMMA") > 0
+    if kind != Kind.FP8:
+        pairs = how["BN"] * piece * times * kind.planes // 256  # of weights, of each thread and turn
+        steps = 1 + zeros + 2 * (group == 32)
+        found = made.count("HFMA2") + made.count("HADD2") + made.count("HMUL2")
+        assert found <= pairs * steps + 32, "weights are converted one by one"
+
+
+@pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
+def test_the_dequantized_weight(kind, group, zeros):
+    how = constants(kind, group, zeros) | {"BC": 128, "UPCAST": False}
+    made = compiled(linear._dequantize, types(kind, group, "bf16"), how, 90, warps=4)
+    assert made.count("STG.E.128") > 0
+
+
+def test_the_sum_of_the_splits():
+    given = types(Kind.INT8, -1, "bf16")
+    compiled(linear._sum, given, {"HAS_BIAS": True, "BN": 256}, 90, warps=2)
