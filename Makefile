@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PORT ?= 8501
 export PORT
 
-.PHONY: help run test check format install install-dev chromium train gpu-check clean
+.PHONY: help run test check kernels format install install-dev chromium train gpu-check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ check: install-dev  ## Format, lint, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow and not browser" $(ARGS)
+
+kernels: install-dev  ## Every combination of every kernel, interpreted and compiled
+	$(BIN)/python -m pytest -n 2 -m "exhaustive or slow" tests/test_compiled_*.py tests/test_kernels_*.py $(ARGS)
 
 format: install-dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .

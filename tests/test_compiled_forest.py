@@ -9,6 +9,7 @@ if importlib.util.find_spec("triton") is None:
 
 from kernels.compiled import compile_for
 from kernels.forest import triton as forest
+from tests.exhaustive import EARLIER, GPUS, rare
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def attend(capability, rows, dim, cache, flags=FLAGS, group=4, q="bf16"):
     return made
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("capability", GPUS)
 @pytest.mark.parametrize(("dim", "cache"), [(64, "bf16"), (128, "bf16"), (256, "bf16"), (128, "i8"), (128, "fp8e4nv")])
 def test_what_a_sequence_has_for_itself_fits_into_registers(capability, dim, cache):
     if cache == "fp8e4nv" and capability < 89:
@@ -51,14 +52,14 @@ def test_what_a_sequence_has_for_itself_fits_into_registers(capability, dim, cac
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(64, 64), (64, 128), (64, 256), (128, 64), (128, 128)])
-@pytest.mark.parametrize("cache", ["bf16", "i8", "fp8e4nv"])
+@pytest.mark.parametrize("cache", ["bf16", rare("i8"), rare("fp8e4nv")])
 def test_shared_keys_run_on_the_tensor_cores_of_hopper(rows, dim, cache):
     assert attend(90, rows, dim, cache).count("HGMMA") > 0
 
 
-@pytest.mark.parametrize("capability", [80, 89])
-@pytest.mark.parametrize(("rows", "dim"), [(32, 128), (64, 64), (64, 128), (64, 256)])
-@pytest.mark.parametrize("cache", ["bf16", "i8"])
+@pytest.mark.parametrize("capability", EARLIER)
+@pytest.mark.parametrize(("rows", "dim"), [rare(32, 128), rare(64, 64), (64, 128), rare(64, 256)])
+@pytest.mark.parametrize("cache", ["bf16", rare("i8")])
 def test_shared_keys_run_on_the_tensor_cores_before_hopper(capability, rows, dim, cache):
     assert attend(capability, rows, dim, cache).count("HMMA") > 0
 
@@ -66,12 +67,12 @@ def test_shared_keys_run_on_the_tensor_cores_before_hopper(capability, rows, dim
 @pytest.mark.parametrize(
     ("capability", "flags"), [(80, GEMMA), (80, ALIBI), (90, ALL)], ids=["A100-gemma", "A100-alibi", "Hopper-all"]
 )
-@pytest.mark.parametrize(("rows", "dim"), [(16, 64), (16, 128), (64, 128)])
+@pytest.mark.parametrize(("rows", "dim"), [rare(16, 64), rare(16, 128), (64, 128)])
 def test_what_models_ask_for_besides_fits_too(capability, flags, rows, dim):
     attend(capability, rows, dim, "bf16", flags)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [rare(80), 90])
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_full_precision_fits_into_registers_with_few_rows(capability, dim):
     attend(capability, 16, dim, "fp32", q="fp32")
@@ -82,7 +83,7 @@ def test_groups_of_other_sizes(group):
     assert attend(90, 64, 128, "bf16", group=group).count("HGMMA") > 0
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("capability", GPUS)
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_the_merge_is_small(capability, dim):
     constants = {"HEADS": 32, "DV": dim, "DV_PAD": dim, "MANY": forest.MERGED, "HAS_SINKS": True}

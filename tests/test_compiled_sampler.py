@@ -9,6 +9,7 @@ if importlib.util.find_spec("triton") is None:
 
 from kernels.compiled import compile_for
 from kernels.sampler import triton as sampler
+from tests.exhaustive import GPUS
 
 POINTERS = {"UNIFORM": "*fp64", "TOP_K": "*i32", "PLACES": "*i32", "TIES": "*i32", "KEYS": "*i32", "ROOM": "*fp64"}
 POINTERS |= dict.fromkeys(("TEMPERATURE", "TOP_P", "MIN_P", "PEAKS", "RAW", "LOGPROBS"), "*fp32")
@@ -47,7 +48,7 @@ def compiled(kind, dtype, capability, vocabulary=151_936, **fixed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("capability", GPUS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_launch_fits_into_registers(kind, dtype, capability):

@@ -9,6 +9,7 @@ if importlib.util.find_spec("triton") is None:
 
 from engine.laboratory.cases import OPS, make_case
 from engine.laboratory.compiled import compile_launch
+from tests.exhaustive import GPUS
 
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program may have
 
@@ -29,7 +30,7 @@ def check(made, capability):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("capability", GPUS)
 @pytest.mark.parametrize(("dim", "cache"), [(64, "bf16"), (128, "bf16"), (256, "bf16"), (128, "int8"), (128, "fp8")])
 def test_a_decoding_step_fits_into_registers(capability, dim, cache):
     if cache == "fp8" and capability < 89:

@@ -236,7 +236,7 @@ def test_without_a_reward_model_scores_come_from_the_model_itself(monkeypatch):
     "runtime",
     [
         Runtime(backend="isoquant", batching="continuous", caching="prefix", chunk=64),
-        Runtime(attention="plain", fusion="off"),
+        Runtime(attention="plain", fusion="off", graphs="off"),
         Runtime(backend="transformers", batching="static", caching="off", attention="eager"),
     ],
 )

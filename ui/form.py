@@ -30,7 +30,7 @@ DEFAULT_STRATEGY, DEFAULT_TASK, DEFAULT_LIMIT = "majority", "lab-words", 100
 OWN_RULE = "task's own"
 PRECISION, RUNTIME, TASK, RUN = ({p.name: p for p in parameters(c)} for c in (Precision, Runtime, TaskSpec, RunSpec))
 EXECUTION = {n: RUNTIME[n] for n in ("attention", "fusion")} | {"kv_cache": PRECISION["kv_cache"]}
-EXECUTION |= {n: RUNTIME[n] for n in ("graphs", "batching", "caching")}
+EXECUTION |= {n: RUNTIME[n] for n in ("batching", "caching", "chunk", "graphs")}
 Values = dict[str, Any]
 
 
@@ -184,22 +184,29 @@ def _machine() -> tuple[Values, Values]:
         device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help, keep=True)
     with c:
         backend = field(RUNTIME["backend"], "run_backend", label="Back end")
-    chosen = {}
     # What one back end or this device does not have is left out; what the device cannot do is named with its reason.
-    names = [n for n in EXECUTION if len(offers.options(n, backend, device)) > 1]
+    names = [n for n in EXECUTION if _is_choice(n, backend, device)]
+    chosen: Values = {}
     for start in range(0, len(names), 3):
         for column, name in zip(st.columns(3), names[start : start + 3], strict=False):
             with column:
                 chosen[name] = _execution(name, backend, device)
     precision = {"weights": weights} | ({"kv_cache": chosen.pop("kv_cache")} if "kv_cache" in chosen else {})
-    runtime: Values = {"device": device, "backend": backend} | chosen
-    if backend == Backend.ISOQUANT:
-        with st.columns(3)[0]:
-            runtime["chunk"] = field(RUNTIME["chunk"], "run_chunk", label="Tokens per step")
-    return precision, runtime
+    return precision, {"device": device, "backend": backend} | chosen
 
 
-def _execution(name: str, backend: str, device: str) -> str:
+def _is_choice(name: str, backend: str, device: str) -> bool:
+    if name == "chunk":
+        return backend == Backend.ISOQUANT
+    words = offers.options(name, backend, device)
+    if name == "graphs" and "on" not in words:  # then nothing is recorded anyway
+        return "off" in words and st.session_state.get("run_graphs") == "off"
+    return len(words) > 1
+
+
+def _execution(name: str, backend: str, device: str) -> Any:
+    if name == "chunk":
+        return field(RUNTIME[name], "run_chunk", label="Tokens per step")
     options = offers.options(name, backend, device)
     declared = EXECUTION[name]
     label = {"kv_cache": "KV cache", "graphs": "CUDA graphs"}.get(name, label_of(declared))

@@ -51,7 +51,7 @@ class PackedWeight:
     Attributes:
         data: int16 [n, chunks * 8], or float8_e4m3fn [n, chunks * 16], as the module says.
         scales: [groups, n]; fp32 where a group is a whole row, else bf16.
-        zeros: bf16 [groups, n], whole numbers in [-8, 7], as no kernel is to convert integers; None for symmetric ranges.
+        zeros: bf16 [groups, n], whole numbers in [-8, 7], a type that needs no conversion; None for symmetric ranges.
         group: weights that share a scale, along k; -1 for a whole row.
     """
 

@@ -22,21 +22,25 @@ LEAST = 2  # spans for which another program is worth starting
 
 @triton.jit
 def _plane(w, i: tl.constexpr, PLANES: tl.constexpr, dtype: tl.constexpr, UPCAST: tl.constexpr):
-    """The weights of plane ``i`` of the words ``w``, less the zero point, exact in ``dtype``; integers divided by 512, in bf16 by 256."""
+    """The weights of plane ``i`` of the words ``w`` without scale and zero point, exact in ``dtype``.
+
+    Integers are divided by 512, in bf16 by 256, which leaves room for the factors that make whole numbers of subnormal
+    ones. What is done to one word can be done to the two in a register, but for the shift, hence by a byte at most.
+    """
     BITS: tl.constexpr = 16 // PLANES
     SHIFT: tl.constexpr = i * BITS % 8
     if PLANES == 1:
         if UPCAST:
             v = w.to(tl.float32)
         elif dtype == tl.bfloat16:
-            v = w.to(tl.float16).to(tl.float32).to(tl.bfloat16)  # a quarter of the time of one step
+            v = w.to(tl.float16).to(tl.float32).to(tl.bfloat16)  # in one step, four times slower
         else:
             v = w.to(dtype)
     else:
         if i * BITS >= 8:
             w = w >> 8
         code = w & (((1 << BITS) - 1) << SHIFT)
-        if UPCAST and dtype == tl.bfloat16:
+        if UPCAST and dtype == tl.bfloat16:  # the interpreter has no bf16 arithmetic
             v = (code.to(tl.int32) << 16).to(tl.float32, bitcast=True)
         else:
             v = code.to(dtype, bitcast=True)

@@ -64,13 +64,12 @@ def poison(monkeypatch):
 def ran(monkeypatch):
     """The names of the kernels that ran, in order."""
     names = []
+
+    def noting(name, run):
+        return lambda *given, **how: names.append(name) or run(*given, **how)
+
     for name in ("vector", "few_rows", "dequantize"):
-
-        def noted(*given, _name=name, _run=getattr(kernels, name), **how):
-            names.append(_name)
-            return _run(*given, **how)
-
-        monkeypatch.setattr(kernels, name, noted)
+        monkeypatch.setattr(kernels, name, noting(name, getattr(kernels, name)))
     return names
 
 

@@ -71,7 +71,11 @@ def check(architecture, way, name, contexts=CONTEXTS, limit=10, blocks=8):
     assert ids(found) == [greedy(known(architecture), c, limit) for c in contexts]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "gpt2", "qwen3"])
+@pytest.mark.parametrize(
+    ("architecture", "runner"),
+    [*((a, True) for a in ("llama", "gemma2", "gpt_oss", "gpt2", "qwen3")), ("llama", False), ("gpt_oss", False)],
+    indirect=["runner"],
+)
 def test_greedy_text_is_that_of_generate(architecture, runner):
     check(architecture, TRITON, "paged, Triton")
 
@@ -87,6 +91,7 @@ def test_fused_layers_write_what_generate_writes(architecture, runner):
     assert torch.equal(plain(model, text(20)), plain(fresh, text(20)))
 
 
+@pytest.mark.parametrize("runner", [True], ids=["padded"], indirect=True)
 @pytest.mark.parametrize("fusion", [Fusion.OFF, Fusion.KERNELS])
 @pytest.mark.parametrize("kind", [KvDtype.INT8, KvDtype.FP8])
 def test_a_cache_of_one_byte_gives_nearly_the_same_scores(kind, fusion, runner):
@@ -110,7 +115,7 @@ def test_a_cache_of_one_byte_gives_nearly_the_same_scores(kind, fusion, runner):
     assert (scores[0] - scores[1]).norm() / scores[0].norm() < (0.15 if loose else 1e-2)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+@pytest.mark.parametrize(("architecture", "runner"), [("llama", False), ("gpt_oss", True)], indirect=["runner"])
 def test_a_prefix_that_is_read_once_changes_no_text(architecture, runner, monkeypatch):
     """Samples of two prompts, of which one has its own; a sequence that ends early makes the rest a new plan."""
     monkeypatch.setattr(forests, "plan", functools.partial(plan, least_keys=16, least_sequences=2))
