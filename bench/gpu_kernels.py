@@ -28,24 +28,48 @@ SHAPES: dict[str, list[dict[str, int]]] = {
         {"batch": 32, "context": 4096} | QWEN,
     ],
     "prefill": [
-        *({"batch": b, "context": c} | LLAMA for b, c in ((4, 4096), (1, 8192), (8, 1024), (1, 512), (1, 16384))),
-        {"batch": 4, "context": 4096} | QWEN,
+        *({"batch": b, "new": n} | LLAMA for b, n in ((4, 4096), (1, 8192), (8, 1024), (1, 512), (1, 16384))),
+        {"batch": 4, "new": 4096} | QWEN,
+    ],
+    "shared": [
+        *(
+            {"batch": b, "prefix": p, "suffix": s} | LLAMA
+            for b, p, s in ((64, 8192, 128), (8, 8192, 128), (256, 1024, 256), (64, 512, 128))
+        ),
+        {"batch": 64, "prefix": 8192, "suffix": 128} | QWEN,
     ],
     "norm": [{"tokens": n, "width": 4096} for n in (4096, 64, 1)],
     "rope": [{"tokens": n} | LLAMA for n in (4096, 64, 1)],
     "swiglu": [{"tokens": n, "width": 14336} for n in (4096, 64, 1)],
+    # The matrices of Llama 3.1 8B: up, down, queries with keys and values, output, and the vocabulary's.
+    "linear": [
+        *({"rows": n, "inputs": 4096, "outputs": 14336} for n in (1, 16, 64, 512)),
+        *(
+            {"rows": 1, "inputs": i, "outputs": o}
+            for i, o in ((14336, 4096), (4096, 6144), (4096, 4096), (4096, 128256))
+        ),
+    ],
+    "sampler": [{"rows": n, "vocabulary": 128256} for n in (64, 1, 256)],
 }
-FEATURES = {"decode": ({"kv": "int8"}, {"kv": "fp8"}, {"window": 1024}), "prefill": ({"window": 1024}, {"softcap": 50})}
+FEATURES: dict[str, tuple[dict[str, int | str], ...]] = {
+    "decode": ({"kv": "int8"}, {"kv": "fp8"}, {"window": 1024}, {"tree": 16}),
+    "shared": ({"kv": "int8"}, {"kv": "fp8"}, {"softcap": 50}),
+    "prefill": ({"window": 1024}, {"softcap": 50}),
+    "linear": ({"weight": "int4"}, {"weight": "fp8"}),
+    "sampler": ({"top_k": 50}, {"top_p": 95}, {"top_k": 50, "top_p": 95, "min_p": 5}),
+}
+WITH_FEATURES = {"linear": 3}  # so many of the shapes, where it is not the first one alone
 FACTOR = 2.0  # of PyTorch's own error that ours may have
 
 
 def cases(op: str) -> Iterator[Case]:
-    """What is measured of an operation, in bf16: its shapes, the first one also with features."""
+    """What is measured of an operation, in bf16: its shapes, the first ones also with features."""
     shapes = SHAPES.get(op, [{}])
     for shape in shapes:
         yield make_case(op, "bf16", on_gpu=True, **shape)
-    for features in FEATURES.get(op, ()):
-        yield make_case(op, "bf16", features=features, on_gpu=True, **shapes[0])
+    for shape in shapes[: WITH_FEATURES.get(op, 1)]:
+        for features in FEATURES.get(op, ()):
+            yield make_case(op, "bf16", features=features, on_gpu=True, **shape)
 
 
 def is_wrong(result: KernelResult) -> bool:

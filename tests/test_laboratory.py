@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 import torch
 
+from engine.laboratory import hopper, sampler, timing
 from engine.laboratory import measure as bench
-from engine.laboratory import timing
 from engine.laboratory.cases import OPS, PRESETS, Case, cases_of, make_case, parse_case, with_preset
 from engine.laboratory.device import Device
 from engine.laboratory.op import Call
@@ -28,6 +28,9 @@ SMALL = {
     "norm": {"tokens": 5, "width": 96},
     "rope": {"tokens": 21, "heads": 4, "kv_heads": 2, "dim": 32},
     "swiglu": {"tokens": 5, "width": 96},
+    "shared": {"batch": 3, "prefix": 40, "suffix": 9, "heads": 4, "kv_heads": 2, "dim": 32},
+    "linear": {"rows": 3, "inputs": 256, "outputs": 528},
+    "sampler": {"rows": 6, "vocabulary": 700},
 }
 
 
@@ -64,6 +67,27 @@ def measured(case, device=CPU, **how):
             4 * (192 + 128),
             4 * 2 * 16 * 6,
         ),
+        # a tree of 3 tokens behind 7: q and out 2 x 3 x 2 x 16, 10 keys; the tokens see 8, 9 and 9
+        ("decode:batch=1,context=10,heads=2,kv_heads=1,dim=16,dtype=fp32,tree=3", 4 * (192 + 320), 4 * 2 * 16 * 26),
+        # with a window of 4 the first two see 4 each, and the third 3: its sibling has one of its places
+        ("decode:batch=1,context=10,heads=2,kv_heads=1,dim=16,dtype=fp32,tree=3,window=4", 4 * (192 + 192), 128 * 11),
+        # 20 shared tokens once and 5 own ones of each of 3; q and out 2 x 3 x 4 x 16
+        (
+            "shared:batch=3,prefix=20,suffix=5,heads=4,kv_heads=2,dim=16,dtype=bf16",
+            2 * (384 + 2240),
+            4 * 3 * 4 * 25 * 16,
+        ),
+        (
+            "shared:batch=3,prefix=20,suffix=5,heads=4,kv_heads=2,dim=16,dtype=bf16,window=7,kv=int8",
+            768 + 2 * 17 * 2 * 16 + 8 * 17 * 2,
+            4 * 3 * 4 * 7 * 16,
+        ),
+        ("shared:batch=3,prefix=20,suffix=5,heads=4,kv_heads=2,dim=16,dtype=bf16,window=4", 768 + 2 * 768, 3072),
+        # x and the product, a byte for each weight, four for each of 30 scales; int4: 2 groups in each of 30 rows
+        ("linear:rows=2,inputs=256,outputs=30,dtype=bf16", 2 * 2 * 286 + 7680 + 120, 4 * 7680),
+        ("linear:rows=2,inputs=256,outputs=30,dtype=fp32,weight=int4", 4 * 2 * 286 + 3840 + 120, 4 * 7680),
+        ("sampler:rows=3,vocabulary=100,dtype=bf16", 600 + 72, 1800),
+        ("sampler:rows=3,vocabulary=100,dtype=fp32,top_k=5,top_p=90", 1200 + 72 + 24, 1800),
         ("norm:tokens=3,width=10,dtype=bf16", 2 * (120 + 10), 150),
         ("swiglu:tokens=3,width=10,dtype=fp16", 180, 120),
         # q in and out 128, k and v 128 in and out, cos and sin 32
@@ -111,6 +135,12 @@ def test_the_name_of_a_case_never_changes():
         ("swiglu:tokens=2,window=3", "width"),
         ("rope:dim=33", "even"),
         ("decode:batch=4096,context=1000000", "smaller shape"),
+        ("decode:tree=64", "at most 63"),
+        ("decode:context=4,tree=5", "no more than the context of 4"),
+        ("shared:batch=4096,prefix=1000000", "smaller shape"),
+        ("linear:weight=int5", "did you mean 'int8'"),
+        ("linear:inputs=200,weight=int4", "multiple of 128"),
+        ("sampler:top_p=101", "at most 100"),
     ],
 )
 def test_a_wrong_case_says_what_to_do(text, words):
@@ -130,6 +160,9 @@ def test_sweeps_and_presets():
     qwen = with_preset(case, "qwen2.5-0.5b")
     assert (qwen["heads"], qwen["kv_heads"], qwen["dim"], qwen["batch"]) == (14, 2, 64, case["batch"])
     assert with_preset(make_case("swiglu"), "llama-3.1-8b")["width"] == 14_336
+    up = with_preset(make_case("linear", features={"weight": "int4"}), "llama-3.1-8b")
+    assert (up["inputs"], up["outputs"], up.feature("weight")) == (4096, 14_336, "int4")
+    assert with_preset(make_case("sampler"), "llama-3.1-8b")["vocabulary"] == 128_256
     assert set(PRESETS) >= {"llama-3.1-8b", "llama-3.2-1b", "qwen2.5-0.5b"}
 
 
@@ -150,6 +183,16 @@ def test_each_side_says_why_it_cannot_run():
         ("sdpa-flash", small("prefill", "bf16"), H200): "no mask",
         ("sdpa-efficient", plain, H200): "grouped heads",
         ("flex", plain, CPU): "GPUs only",
+        ("native", small("decode", tree=5), CPU): "no trees",
+        ("gathered", small("decode", tree=5), CPU): "no trees",
+        ("flex", small("decode", "bf16", tree=5), H200): "tree",
+        ("sdpa-flash", small("decode", "bf16", tree=5), H200): "no mask",
+        ("unshared", small("shared", "bf16"), CPU): "no NVIDIA GPU",
+        ("triton", small("linear", "bf16", weight="fp8"), replace(H200, capability=(8, 0))): "fp8",
+        ("packed", small("linear"), H200): "processors only",
+        ("packed", small("linear", weight="fp8"), CPU): "no packed product of fp8",
+        ("packed", make_case("linear", outputs=100, features={"weight": "int4"}), CPU): "multiples of 16",
+        ("triton", small("sampler"), CPU): "no NVIDIA GPU",
     }
     for (side, case, device), words in said.items():
         assert words in OPS[case.op].side(side).reason(case, device)
@@ -159,9 +202,50 @@ def test_each_side_says_why_it_cannot_run():
     assert OPS["norm"].side("native").reason(small("norm"), CPU)
 
 
+PLAIN = make_case("prefill", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("case", "device", "tma", "gluon"),
+    [
+        (PLAIN, H200, None, None),
+        (PLAIN, CPU, "no NVIDIA GPU", "no NVIDIA GPU"),
+        (PLAIN, replace(H200, triton="Triton is not installed"), "not installed", "not installed"),
+        (PLAIN, replace(H200, capability=(8, 9)), "Hopper", "Hopper"),
+        (make_case("prefill", "fp32"), H200, "bf16 and fp16 only", "bf16 and fp16 only"),
+        (make_case("prefill", cached=16), H200, "nothing of a cache", "nothing of a cache"),
+        (make_case("prefill", features={"kv": "int8"}), H200, "one byte", "one byte"),
+        (make_case("prefill", dim=36), H200, "steps of 8", "steps of 8"),
+        (make_case("prefill", dim=80), H200, None, "64 nor 128"),
+        (make_case("prefill", features={"window": 9}), H200, None, "plain causal"),
+    ],
+)
+def test_the_prompt_kernels_for_hopper_say_why_they_cannot_run(case, device, tma, gluon, monkeypatch):
+    monkeypatch.setattr("engine.laboratory.hopper.package_version", lambda name: "3.6.0")
+    for name, words in (("tma", tma), ("gluon", gluon)):
+        found = OPS["prefill"].side(name).reason(case, device)
+        assert found is None if words is None else words in found
+    monkeypatch.setattr("engine.laboratory.hopper.package_version", lambda name: "4.0.0")
+    assert (OPS["prefill"].side("tma").reason(case, device) is None) == (tma is None)
+    assert OPS["prefill"].side("gluon").reason(case, device)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_reasons_of_the_gluon_kernel_are_its_own():
+    from kernels.prefill import gluon
+
+    assert (hopper.GLUON_VERSIONS, set(hopper.GLUON_DIMS)) == (gluon.VERSIONS, set(gluon.STAGES))
+
+
 ASKED = [("decode", f) for f in ({}, {"window": 9}, {"softcap": 3}, {"sinks": True}, {"alibi": True}, {"kv": "int8"})]
 ASKED += [("decode", {"one": True})]
 ASKED += [("prefill", f) for f in ({}, {"window": 9}, {"softcap": 3, "sinks": True}, {"alibi": True})]
+ASKED += [("decode", {"tree": 7}), ("decode", {"tree": 5, "window": 4, "softcap": 3, "sinks": True, "alibi": True})]
+ASKED += [("shared", f) for f in ({}, {"window": 7}, {"window": 20, "softcap": 3, "sinks": True}, {"kv": "int8"})]
+ASKED += [("linear", {}), ("linear", {"weight": "int4"}), ("linear", {"weight": "fp8"})]
+ASKED += [
+    ("sampler", f) for f in ({}, {"top_k": 9}, {"top_p": 80}, {"min_p": 5}, {"top_k": 99, "top_p": 90, "min_p": 1})
+]
 ASKED += [("rope", {}), ("rope", {"qk_norm": True}), ("norm", {}), ("swiglu", {})]
 
 
@@ -198,6 +282,80 @@ def test_a_side_that_is_wrong_is_seen(monkeypatch):
     rows = measured(small("swiglu"), sides=["odd", "eager"])
     assert rows["odd"].error == pytest.approx(0.01, rel=1e-3)
     assert rows["eager"].error < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("op", "features", "run"),
+    [
+        ("shared", {}, lambda out: out * 1.01),
+        ("decode", {"tree": 5}, lambda out: out * 1.01),
+        ("linear", {"weight": "int4"}, lambda out: out * 1.01),
+        ("sampler", {"top_k": 9}, lambda out: (out[0], out[1] * 1.01)),
+    ],
+)
+def test_an_error_of_a_hundredth_is_seen(monkeypatch, op, features, run):
+    with_side(monkeypatch, op, run)
+    rows = measured(small(op, **features), sides=["odd"])
+    assert rows["odd"].error == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_tree_is_no_chain():
+    """What a side computes that sees all tokens before each one, as without a tree."""
+    case = small("decode", tree=5)
+    x = OPS["decode"].inputs(case, torch.device("cpu"), 0)
+    rows = torch.arange(10)
+    (right,) = OPS["decode"].reference(case, x, rows)
+    call = (
+        OPS["prefill"]
+        .side("eager")
+        .prepare(make_case("prefill", "fp32", **(SMALL["prefill"] | {"new": 5, "cached": 65})), x)
+    )
+    (chain,) = call.read(call.run(), rows)
+    differ = (right - chain).norm(dim=(1, 2)) > 1e-3
+    assert differ.tolist() == 2 * [False, False, True, True, True]  # the third token's parent is the first
+
+
+def test_a_prefix_is_the_same_blocks_for_all():
+    case = small("shared")
+    x = OPS["shared"].inputs(case, torch.device("cpu"), 0)
+    tables = x.pages().tables
+    assert tables.shape == (3, 4)  # 49 tokens
+    assert (tables[:, :2] == tables[0, :2]).all()  # of 40 shared tokens the whole blocks
+    assert len(tables[:, 2:].unique()) == 6
+    assert torch.equal(x.k[0, :, :40], x.k[2, :, :40])
+    assert not torch.equal(x.k[0, :, 40:], x.k[2, :, 40:])
+
+
+def test_a_wrong_token_is_a_failure_and_not_a_small_error(monkeypatch):
+    with_side(monkeypatch, "sampler", lambda out: (out[0].roll(1), out[1]))
+    rows = measured(small("sampler", top_k=9))
+    assert rows["odd"].status is KernelStatus.FAILED
+    assert "where fp64 draws" in rows["odd"].note
+    assert rows["eager"].status is KernelStatus.MEASURED
+
+
+def test_a_token_on_a_border_is_right():
+    case = make_case("sampler", "fp32", vocabulary=4, rows=1, features={"top_p": 75})
+    row = torch.tensor([0.4, 0.3, 0.2, 0.1]).log() * sampler.TEMPERATURE  # 0.9 with the third, 0.7 without
+    kept = 0.4 / 0.9
+    assert sampler.on_a_border(case, row, kept + 1e-6, 0)
+    assert sampler.on_a_border(case, row, kept - 1e-6, 1)
+    assert not sampler.on_a_border(case, row, kept / 2, 3)  # filtered out
+    assert not sampler.on_a_border(case, row, 0.01, 1)
+    assert not sampler.on_a_border(case, row, 0.01, 4)
+
+
+def test_which_of_equal_logits_top_p_keeps_is_left_open():
+    case = make_case("sampler", "fp32", vocabulary=5, rows=1, features={"top_p": 70})
+    row = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2]).log()
+    assert all(sampler.on_a_border(case, row, 0.5, token) for token in range(5))
+
+
+def test_a_note_says_what_an_unquantized_weight_moves():
+    rows = measured(small("linear", "bf16", weight="int4"), sides=["unquantized", "eager"])
+    whole = 2 * (3 * (256 + 528) + 256 * 528) / 1e6
+    assert f"{whole:.1f} MB" in rows["unquantized"].note
+    assert "MB" not in (rows["eager"].note or "")
 
 
 @pytest.mark.parametrize(
@@ -249,9 +407,16 @@ def test_the_clock_takes_inputs_in_turn_and_gives_quartiles():
     assert seen[:4] == [0, 1, 0, 1]
     assert timed.repeats >= 3
     assert timing.of([4.0, 1.0, 2.0, 3.0, 5.0]) == timing.Timed(3.0, 2.0, 4.0, 5)
-    assert timing.copies_for(2**60, torch.device("cpu")) == 1
+    assert timing.copies_for(2**60, torch.device("cpu")) == timing.copies_for(1, torch.device("cpu"), 2**60) == 1
     assert timing.copies_for(1, torch.device("cpu")) == timing.MAX_COPIES
     assert "cache" in timing.fits_cache_note(1, 2, torch.device("cpu"))
+
+
+MORE_COMPILED = {
+    "decode": [make_case("decode", on_gpu=True, features={"tree": 8})],
+    "linear": [make_case("linear", on_gpu=True, rows=n, features={"weight": "int4"}) for n in (1, 16, 64, 512)],
+    "sampler": [make_case("sampler", on_gpu=True, features={"top_k": 50, "top_p": 95, "min_p": 5})],
+}
 
 
 @pytest.mark.slow
@@ -260,12 +425,35 @@ def test_the_clock_takes_inputs_in_turn_and_gives_quartiles():
 def test_the_compiler_is_asked_about_each_operation(op):
     from engine.laboratory.compiled import facts
 
-    for fact in facts(make_case(op, on_gpu=True), [90]):
-        assert fact["spills"] == 0
-        assert 16 <= fact["registers"] <= 255
-    assert (fact["tensor_core"] > 0) == (op in ("decode", "prefill"))
-    (old,) = facts(make_case("decode", features={"kv": "fp8"}), [80])
-    assert "fp8" in old["error"]
+    for case in [make_case(op, on_gpu=True), *MORE_COMPILED.get(op, ())]:
+        found = list(facts(case))
+        for fact in found:
+            assert fact["spills"] == 0
+            assert 16 <= fact["registers"] <= 255
+        assert {fact["capability"] for fact in found} == {80, 89, 90}
+        tensor = op in ("decode", "shared", "prefill") or (op == "linear" and 1 < case["rows"] <= 64)
+        assert any(fact["tensor_core"] > 0 for fact in found) == tensor
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_are_compiled_for_the_gpus_that_they_are_launched_on():
+    from engine.laboratory.compiled import facts
+
+    for op, feature in (("decode", "kv"), ("linear", "weight")):
+        (old,) = facts(make_case(op, features={feature: "fp8"}), [80])
+        assert "fp8" in old["error"]
+    launches = OPS["prefill"].launches(make_case("prefill", on_gpu=True))
+    assert [(x.name, x.capabilities) for x in launches] == [
+        ("", ()), ("prefill, TMA", (90,)), ("prefill, Gluon", (90,))
+    ]  # fmt: skip
+    assert [x.name for x in OPS["prefill"].launches(make_case("prefill", features={"window": 9}))] == [
+        "",
+        "prefill, TMA",
+    ]
+    assert len(OPS["prefill"].launches(make_case("prefill", cached=9))) == 1
+    rows = {x.capabilities: x.constants["ROWS"] for x in OPS["shared"].launches(make_case("shared", on_gpu=True))
+            if x.name == "shared keys"}  # fmt: skip
+    assert rows == {(90,): 128, (80, 89): 64}
 
 
 def test_the_documentation_has_the_formulas_of_each_operation():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.laboratory import sides
 from engine.laboratory.op import ALIBI, KV, PAGE, SINKS, SOFTCAP, WINDOW, Call, Side, first_rows
-from engine.laboratory.paged import Inputs, all_tokens, new_tokens, pointer
+from engine.laboratory.paged import Inputs, all_tokens, new_tokens, pointer, tree
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +78,9 @@ def bias_of(case: Case, x: Inputs) -> torch.Tensor | None:
     at = torch.arange(total, device=x.q.device)
     mine = torch.arange(total - new, total, device=x.q.device)[:, None]
     seen = at <= mine
+    if (mask := tree(case, x)) is not None:  # the same for each sequence
+        bits = mask[0][:, None] >> (at - (total - new)).clamp(min=0)
+        seen = (at < total - new) | (bits & 1 == 1)
     if window := case.feature("window"):
         seen = seen & (at > mine - window)
     if x.slopes is None and bool(seen.all()):
@@ -111,14 +114,21 @@ def eager(case: Case, x: Inputs) -> Call:
     return Call(run, tokens_first)
 
 
+def _reach(case: Case) -> int:
+    """Keys of a sequence, those of a decoding step only as far as any of its tokens sees."""
+    window = case.feature("window")
+    if case.op == "prefill" or not window:
+        return all_tokens(case)
+    return min(all_tokens(case), window + new_tokens(case) - 1)
+
+
 def _sdpa(backend: str | None, case: Case, x: Inputs) -> Call:
     """torch's scaled_dot_product_attention, pinned to one kernel or free to choose."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    q, k, v, bias, causal = x.q.transpose(1, 2).contiguous(), x.k, x.v, None, False
-    if case.op != "prefill":
-        k, v = (y[:, :, -(case.feature("window") or y.shape[2]) :] for y in (k, v))
+    q, bias, causal = x.q.transpose(1, 2).contiguous(), None, False
+    k, v = (y[:, :, -_reach(case) :] for y in (x.k, x.v))
     if sides.needs_mask(case):
         bias = bias_of(case, x)
         if bias is not None:
@@ -142,9 +152,8 @@ def _sdpa(backend: str | None, case: Case, x: Inputs) -> Call:
 
 def flex(case: Case, x: Inputs) -> Call:
     """FlexAttention, compiled by PyTorch into a kernel of its own."""
-    q, k, v = x.q.transpose(1, 2).contiguous(), x.k, x.v
-    if case.op != "prefill":
-        k, v = (y[:, :, -(case.feature("window") or y.shape[2]) :] for y in (k, v))
+    q = x.q.transpose(1, 2).contiguous()
+    k, v = (y[:, :, -_reach(case) :] for y in (x.k, x.v))
     call, score, mask = _flex_parts(case, str(q.device), k.shape[2])
     more = {"score_mod": score, "block_mask": mask, "scale": case["dim"] ** -0.5, "enable_gqa": True}
     return Call(lambda: call(q, k, v, **more), tokens_first)
@@ -172,10 +181,11 @@ def _flex_parts(case: Case, device: str, total: int) -> tuple[Any, Any, Any]:
     return torch.compile(flex_attention, dynamic=False), score if cap or alibi else None, mask
 
 
-def attention_sides(ours: Any) -> tuple[Side, ...]:
-    """All sides of an attention operation whose Triton kernel ``ours`` calls."""
+def attention_sides(ours: Any, *more: Side) -> tuple[Side, ...]:
+    """All sides of an attention operation whose Triton kernel ``ours`` calls; ``more`` of our own stand behind it."""
     own = (
         Side("triton", "Isoquant, Triton", True, "Our kernel over the paged cache.", sides.triton, ours),
+        *more,
         Side("native", "Isoquant, C++", True, "Our kernel for processors over the paged cache.", sides.native, native),
         Side("gathered", "Isoquant, plain PyTorch", True, "Gathers the blocks first.", sides.gathered, gathered),
         Side("eager", "PyTorch, eager", False, "As transformers has it.", sides.always, eager),

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.laboratory import decode, norm, prefill, rope, swiglu
+from engine.laboratory import decode, linear, norm, prefill, rope, sampler, shared, swiglu
 from engine.laboratory.op import BYTES, Cost, Op
 from engine.shapes import SHAPES
 from spec.errors import SpecError, shorten, unknown
 
-OPS: dict[str, Op] = {op.name: op for op in (decode.OP, prefill.OP, norm.OP, rope.OP, swiglu.OP)}
+MODULES = (decode, shared, prefill, norm, rope, swiglu, linear, sampler)
+OPS: dict[str, Op] = {module.OP.name: module.OP for module in MODULES}
 DTYPES = tuple(BYTES)
 LARGEST_BYTES = 2**36  # of one set of inputs; beyond that it was a typing error
 
@@ -41,6 +42,11 @@ class Case:
     def feature(self, name: str) -> Any:
         """A feature's value; None where it was not asked for."""
         return dict(self.features).get(name)
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether something in it is stored as fp8."""
+        return any(value == "fp8" for _, value in self.features)
 
     @property
     def element(self) -> int:
@@ -106,8 +112,9 @@ def make_case(
             )
     case = Case(op, tuple((n, numbers[n]) for n in known), dtype, _features(OPS[op], dict(features)))
     OPS[op].check(case)
-    if case.cost().bytes_moved > LARGEST_BYTES:
-        raise SpecError(f"{case} would move {case.cost().bytes_moved / 2**30:.0f} GiB; choose a smaller shape.")
+    size = max(case.cost().bytes_moved, OPS[op].held(case))
+    if size > LARGEST_BYTES:
+        raise SpecError(f"{case} would take {size / 2**30:.0f} GiB; choose a smaller shape.")
     return case
 
 
@@ -121,6 +128,8 @@ def _features(op: Op, given: dict[str, Any]) -> tuple[tuple[str, int | str], ...
             raise unknown(f"feature of {op.name}", name, known, field="features")
     for name, f in known.items():
         if name not in given:
+            if f.always:
+                found.append((name, f.choices[0]))
             continue
         value = given[name]
         if f.choices and value not in f.choices:
@@ -194,6 +203,7 @@ def _preset(name: str) -> Preset:
             "dim": config.get("head_dim", config["hidden_size"] // heads),
             "hidden": config["hidden_size"],
             "inner": config["intermediate_size"],
+            "vocabulary": config["vocab_size"],
         },
     )
 

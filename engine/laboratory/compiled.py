@@ -27,14 +27,16 @@ def facts(case: Case, capabilities: Sequence[int] = tuple(CAPABILITIES)) -> Iter
     """One entry for each kernel and kind of GPU: ``kernel``, ``capability``, and either ``error`` or what was made.
 
     That is ``registers`` of a thread, ``spills`` (loads and stores of local memory), ``shared`` bytes of a program,
-    and how many instructions are ``tensor_core`` products and ``wide_loads``. Equal kernels are compiled once.
+    and how many instructions are ``tensor_core`` products and ``wide_loads``. Equal kernels are compiled once, and only
+    for the GPUs that they are launched on.
     """
     for capability in capabilities:
-        if case.feature("kv") == "fp8" and capability < FIRST_FP8:
+        if case.has_fp8 and capability < FIRST_FP8:
             yield {"kernel": None, "capability": capability, "error": "this GPU has no fp8"}
             continue
         for launch in OPS[case.op].launches(case):
-            yield _made(_frozen(launch), capability)
+            if not launch.capabilities or capability in launch.capabilities:
+                yield _made(_frozen(launch), capability)
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
@@ -48,24 +50,27 @@ def compile_launch(launch: Launch, capability: int) -> Any:
         capability=capability,
         warps=launch.warps,
         stages=launch.stages,
+        registers=launch.registers,
         unaligned=launch.unaligned,
     )
 
 
-Frozen = tuple[Any, tuple[tuple[str, str], ...], tuple[tuple[str, Any], ...], int, int, frozenset[str]]
+Pairs = tuple[tuple[str, Any], ...]
+Frozen = tuple[Any, Pairs, Pairs, int, int, frozenset[str], int | None, str]
 
 
 def _frozen(launch: Launch) -> Frozen:
     types, constants = tuple(sorted(launch.types.items())), tuple(sorted(launch.constants.items()))
-    return launch.kernel, types, constants, launch.warps, launch.stages, launch.unaligned
+    rest = launch.warps, launch.stages, launch.unaligned, launch.registers, launch.name
+    return launch.kernel, types, constants, *rest
 
 
 @functools.lru_cache(maxsize=256)
 def _made(launch: Frozen, capability: int) -> dict[str, Any]:
-    kernel, types, constants, warps, stages, unaligned = launch
-    found = {"kernel": kernel.__name__.strip("_"), "capability": capability}
+    kernel, types, constants, *rest, name = launch
+    found = {"kernel": name or kernel.__name__.strip("_"), "capability": capability}
     try:
-        made = compile_launch(Launch(kernel, dict(types), dict(constants), warps, stages, unaligned), capability)
+        made = compile_launch(Launch(kernel, dict(types), dict(constants), *rest), capability)
     except Exception as error:  # Triton's, LLVM's and the assembler's errors have no base in common
         words = str(error).strip().splitlines()
         return found | {"error": f"it does not compile ({words[-1] if words else type(error).__name__})"[:300]}

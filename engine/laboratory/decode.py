@@ -1,31 +1,47 @@
-"""Attention of a decoding step: one new token of each sequence over all its keys."""
+"""Attention of a decoding step: one new token of each sequence over all its keys, or the tree of a draft."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from engine.laboratory import attention, paged, sides
-from engine.laboratory.op import Call, Cost, Field, Launch, Op, first_rows
+from engine.laboratory.op import TREE, Call, Cost, Field, Launch, Op, first_rows
+from spec.errors import SpecError
 
 if TYPE_CHECKING:
     from engine.laboratory.cases import Case
     from engine.laboratory.paged import Inputs
 
 UNITS = 132  # multiprocessors of an H100 or H200, which decide whether the keys are split
+MOST_NEW = 63  # tokens of a tree, whose ancestors are the bits of one number
 
 
 def cost(case: Case) -> Cost:
     """Reads the queries and every key and value that is seen, writes the output.
 
-    Bytes: 2 B Hq D e + 2 B S Hkv D c, with S = min(context, window) keys seen and c bytes to a number of the cache,
-    and 8 B S Hkv for the scales of a cache of one byte. Operations: 4 B Hq S D, two matrix products.
+    Bytes: 2 B N Hq D e + 2 B S Hkv D c, with N = 1 new token or those of a tree, S = min(context, window + N - 1) keys
+    seen and c bytes to a number of the cache, and 8 B S Hkv for the scales of a cache of one byte. Operations:
+    4 B Hq S D, two matrix products; with a tree 4 B Hq D for each pair that sees each other, where each token sees what
+    is before the tree, and its ancestors.
     """
-    seen = min(case["context"], case.feature("window") or case["context"])
-    rows = case["batch"] * seen * case["kv_heads"]
+    new, context = paged.new_tokens(case), case["context"]
+    window = case.feature("window") or context
+    rows = case["batch"] * min(context, window + new - 1) * case["kv_heads"]
     one_byte = case.feature("kv") is not None
-    moved = 2 * case["batch"] * case["heads"] * case["dim"] * case.element
+    moved = 2 * case["batch"] * new * case["heads"] * case["dim"] * case.element
     moved += 2 * rows * case["dim"] * (1 if one_byte else case.element) + (8 * rows if one_byte else 0)
-    return Cost(moved, 4 * case["batch"] * case["heads"] * seen * case["dim"])
+    return Cost(moved, 4 * case["batch"] * case["heads"] * case["dim"] * pairs(new, context - new, window))
+
+
+def pairs(new: int, before: int, window: int) -> int:
+    """How many (query, key) pairs of a draft's tree see each other behind ``before`` tokens; a window counts places.
+
+    >>> pairs(1, 9, 10), pairs(3, 5, 8), pairs(3, 5, 2)
+    (10, 20, 5)
+    """
+    bits = paged.ancestors(new)
+    inside = sum((seen >> max(0, i - window + 1)).bit_count() for i, seen in enumerate(bits))
+    return inside + sum(min(before, max(0, window - 1 - i)) for i in range(new))
 
 
 def ours(case: Case, x: Inputs) -> Call:
@@ -35,11 +51,11 @@ def ours(case: Case, x: Inputs) -> Call:
     from kernels.decode.triton import decode
 
     pages = x.pages()
-    lengths = torch.full((case["batch"],), case["context"], dtype=torch.int32, device=x.q.device)
-    how = x.how(case) | pages.scales
+    lengths = torch.full((case["batch"],), paged.all_tokens(case), dtype=torch.int32, device=x.q.device)
+    how = x.how(case) | pages.scales | {"tree": paged.tree(case, x)}
     return Call(
         lambda: decode(x.q, pages.keys, pages.values, pages.tables, lengths, **how)[0],
-        lambda found, rows: first_rows(found[:, 0], rows),
+        lambda found, rows: first_rows(found.flatten(0, 1), rows),
     )
 
 
@@ -48,9 +64,10 @@ def launches(case: Case) -> list[Launch]:
     from kernels.decode import triton as decode
 
     dim = case["dim"]
-    group = case["heads"] // case["kv_heads"]
-    rows = max(16, sides.power_of_2(group))
-    constants = attention.constants_of(case) | {"NEW": 1, "ROWS": rows, "BN": decode.TILE, "HAS_TREE": False}
+    new, group = paged.new_tokens(case), case["heads"] // case["kv_heads"]
+    rows = max(16, sides.power_of_2(group * new))
+    constants = attention.constants_of(case) | {"NEW": new, "ROWS": rows, "BN": decode.TILE}
+    constants["HAS_TREE"] = case.feature("tree") is not None
     filled = case["batch"] * case["kv_heads"] >= 2 * UNITS
     constants["SINGLE"] = filled or case["context"] < 2 * decode.LEAST
     unaligned = frozenset({"splits", "table_row"})
@@ -58,22 +75,34 @@ def launches(case: Case) -> list[Launch]:
     return [Launch(decode._attend, types, constants, 4, 3 if dim <= 128 else 2, unaligned)]
 
 
+def check(case: Case) -> None:
+    """Raise SpecError for heads that do not go together, and for a tree that does not fit."""
+    paged.check_heads(case)
+    new = paged.new_tokens(case)
+    if new > min(MOST_NEW, case["context"]):
+        raise SpecError(
+            f"a tree has at most {MOST_NEW} tokens, and no more than the context of {case['context']}, not {new}.",
+            field="features",
+        )
+
+
 OP = Op(
     name="decode",
     label="Decode attention",
-    help="One new token of each sequence over all keys and values that it has so far: a matter of memory bandwidth.",
+    help="One new token of each sequence over all keys and values that it has so far, or a draft's tree of tokens: a "
+    "matter of memory bandwidth.",
     fields=(
         Field("batch", "Batch", "Sequences.", 8, 32, high=4096),
-        Field("context", "Context", "Tokens of each sequence, the new one included.", 1024, 4096, high=2**20),
+        Field("context", "Context", "Tokens of each sequence, new ones included.", 1024, 4096, high=2**20),
         *paged.HEADS,
     ),
-    features=attention.FEATURES,
-    rows=lambda case: case["batch"],
+    features=(*attention.FEATURES, TREE),
+    rows=lambda case: case["batch"] * paged.new_tokens(case),
     cost=cost,
     inputs=paged.inputs,
     reference=paged.reference,
     sides=attention.attention_sides(ours),
     launches=launches,
     sweeps=("batch", "context"),
-    check=paged.check_heads,
+    check=check,
 )

@@ -28,7 +28,7 @@ from kernels.native import build
 from spec.errors import unknown
 from spec.kernel_result import KernelResult, KernelStatus
 
-CHECKED = {"decode": 16, "prefill": 16}  # rows held against fp64, which is slow for attention
+CHECKED = {"decode": 16, "shared": 16, "prefill": 16, "sampler": 64}  # rows held against fp64 where that is slow
 CHECKED_ROWS = 512
 
 
@@ -137,7 +137,7 @@ def _side(row: KernelResult, bench: Bench, side: Side, budget_s: float) -> Kerne
         q1_s=timed.q1_s,
         q3_s=timed.q3_s,
         repeats=timed.repeats,
-        note=timed.note or bench.note,
+        note="; ".join(filter(None, (side.note(bench.case), timed.note or bench.note))) or None,
     )
 
 
@@ -174,7 +174,7 @@ class Bench:
         if self._copies:
             return
         size = self.case.cost().bytes_moved
-        count = timing.copies_for(size, self.device)
+        count = timing.copies_for(size, self.device, self.op.held(self.case))
         first = self.op.inputs(self.case, self.device, self.seed)
         total = self.op.rows(self.case)
         some = min(total, CHECKED.get(self.op.name, CHECKED_ROWS))
@@ -184,7 +184,10 @@ class Bench:
         self.note = timing.fits_cache_note(size, count, self.device)
 
     def error(self, side: Side) -> float:
-        """Norm of the difference over the norm of the reference, over the checked rows. NotFiniteError."""
+        """Norm of the difference over the norm of the reference, or the operation's own error, over the checked rows.
+
+        Raises NotFiniteError, ValueError for other shapes, and what the operation's own error raises.
+        """
         assert self._rows is not None
         call: Call = side.prepare(self.case, self._copies[0])
         found = call.read(call.run(), self._rows)
@@ -197,7 +200,9 @@ class Bench:
             if one.shape != other.shape:
                 raise ValueError(f"a result of shape {tuple(one.shape)} where the reference has {tuple(other.shape)}")
             wrong += float((one.double() - other).square().sum())
-            right += float(other.square().sum())
+            right += float(other.double().square().sum())
+        if self.op.error is not None:
+            return self.op.error(self.case, self._copies[0], self._rows, found, self._reference)
         return math.sqrt(wrong / right) if right else math.sqrt(wrong)
 
     def torch_error(self) -> float | None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from engine.laboratory.cases import Case
     from engine.laboratory.device import Device
 
+    Found = tuple[torch.Tensor, ...]
+
 PAGE = 16  # tokens of a block of the cache, as in engine.runtime
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -43,7 +45,8 @@ class Field:
 class Feature:
     """Something an operation may be asked for besides. ``choices``: its words; without them a number, or nothing.
 
-    ``usual``: the number that a form starts from; None where the feature is just there or not.
+    ``usual``: the number that a form starts from; None where the feature is just there or not. ``always``: there is no
+    doing without; the first of the words where none is named.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Feature:
     help: str
     choices: tuple[str, ...] = ()
     usual: int | None = None
+    always: bool = False
 
 
 WINDOW = Feature("window", "Sliding window", "How many tokens each one sees, itself included.", usual=128)
@@ -60,6 +64,9 @@ SINKS = Feature(
 )
 ALIBI = Feature("alibi", "ALiBi", "Scores fall with the distance, by a slope for each head (Press et al. 2021).")
 KV = Feature("kv", "Cache", "A cache of one byte to a number, with a scale for each token and head.", ("int8", "fp8"))
+TREE = Feature(
+    "tree", "Draft tree", "So many new tokens of each sequence, a binary tree: each sees its ancestors.", usual=8
+)
 QK_NORM = Feature("qk_norm", "QK-norm", "RMSNorm of each query and key head before the rotation (Qwen3).")
 
 
@@ -76,10 +83,10 @@ class Call:
     """A side made ready. ``run`` is what is timed; ``read`` picks rows of what it gave, to be held against fp64."""
 
     run: Callable[[], Any]
-    read: Callable[[Any, torch.Tensor], tuple[torch.Tensor, ...]]
+    read: Callable[[Any, torch.Tensor], Found]
 
 
-def first_rows(found: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def first_rows(found: Any, rows: torch.Tensor) -> Found:
     """The usual ``read``: what was returned has the rows in front."""
     parts = found if isinstance(found, tuple) else (found,)
     return tuple(part[rows] for part in parts)
@@ -89,7 +96,8 @@ def first_rows(found: Any, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
 class Side:
     """One implementation. ``reason``: half a sentence on why it cannot run a case on a device; None where it can.
 
-    ``prepare`` takes a case and one set of its inputs and gives a Call; what it does itself is not timed.
+    ``prepare`` takes a case and one set of its inputs and gives a Call; what it does itself is not timed. ``note``:
+    what a reader of its result must know.
     """
 
     name: str
@@ -98,11 +106,16 @@ class Side:
     help: str
     reason: Callable[[Case, Device], str | None]
     prepare: Callable[[Case, Any], Call]
+    note: Callable[[Case], str | None] = field(default=lambda case: None)
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A Triton kernel as its wrapper launches it: what ``kernels.compiled.compile_for`` takes."""
+    """A Triton kernel as its wrapper launches it: what ``kernels.compiled.compile_for`` takes.
+
+    ``name``: where that of the function does not say which it is; ``capabilities``: of the GPUs that it is launched on,
+    empty for all.
+    """
 
     kernel: Any
     types: dict[str, str]
@@ -110,6 +123,9 @@ class Launch:
     warps: int
     stages: int = 3
     unaligned: frozenset[str] = frozenset()
+    registers: int | None = None
+    name: str = ""
+    capabilities: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +142,9 @@ class Op:
         launches: the Triton kernels of a case; empty without one.
         sweeps: fields along which one is curious, the first one first.
         check: raises SpecError for fields that clash.
+        held: bytes of one set of inputs with what a side keeps of it, where that is more than a call moves.
+        error: (case, inputs, rows, found, reference) -> error, where it is not the norm of the difference over that of
+            the reference. Raises RuntimeError for what is not inexact but wrong.
     """
 
     name: str
@@ -136,12 +155,14 @@ class Op:
     rows: Callable[[Case], int]
     cost: Callable[[Case], Cost]
     inputs: Callable[[Case, torch.device, int], Any]
-    reference: Callable[[Case, Any, torch.Tensor], tuple[torch.Tensor, ...]]
+    reference: Callable[[Case, Any, torch.Tensor], Found]
     sides: tuple[Side, ...]
     launches: Callable[[Case], Sequence[Launch]]
     baseline: str = "eager"
     sweeps: tuple[str, ...] = ()
     check: Callable[[Case], None] = field(default=lambda case: None)
+    held: Callable[[Case], int] = field(default=lambda case: case.cost().bytes_moved)
+    error: Callable[[Case, Any, torch.Tensor, Found, Found], float] | None = None
 
     def side(self, name: str) -> Side:
         """By name; KeyError where there is none."""

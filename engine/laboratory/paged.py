@@ -47,12 +47,26 @@ def pointer(word: str) -> str:
 
 def new_tokens(case: Case) -> int:
     """Of each sequence."""
-    return case["new"] if case.op == "prefill" else 1
+    return case["new"] if case.op == "prefill" else case.feature("tree") or 1
 
 
 def all_tokens(case: Case) -> int:
     """Of each sequence, cached ones included."""
+    if case.op == "shared":
+        return case["prefix"] + case["suffix"]
     return case["new"] + case["cached"] if case.op == "prefill" else case["context"]
+
+
+def ancestors(count: int) -> list[int]:
+    """Of each token of a draft's binary tree the bits of those on the way to the root, its own included.
+
+    >>> [f"{bits:b}" for bits in ancestors(4)]
+    ['1', '11', '101', '1011']
+    """
+    found: list[int] = []
+    for token in range(count):
+        found.append((found[(token - 1) // 2] if token else 0) | 1 << token)
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +91,7 @@ class Inputs:
         codes: for such a cache k, v [batch, kv heads, tokens, dim] of one byte, and their scales without ``dim``.
         sinks, slopes: fp32 [heads] where asked for.
         order: a place for each block.
+        shared: so many of the first blocks of a sequence are the same for all; each one's own copies lie idle.
     """
 
     q: torch.Tensor
@@ -86,15 +101,18 @@ class Inputs:
     sinks: torch.Tensor | None
     slopes: torch.Tensor | None
     order: torch.Tensor
+    shared: int = 0
 
     def pages(self, transposed: bool = False) -> Pages:
         """Keys and values in blocks, which lie in random order."""
         k, v, *scales = self.codes or (self.k, self.v)
         keys = self._blocks(k)
+        tables = self.order.view(len(self.q), -1).int()
+        tables[:, : self.shared] = tables[0, : self.shared].clone()
         return Pages(
             keys.transpose(2, 3).contiguous() if transposed else keys,
             self._blocks(v),
-            self.order.view(len(self.q), -1).int(),
+            tables,
             dict(zip(("key_scales", "value_scales"), (self._blocks(s) for s in scales), strict=False)),
         )
 
@@ -120,12 +138,18 @@ class Inputs:
 
 def inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Random queries, keys and values."""
+    make = sides.random(device, seed, case.dtype)
+    batch, total = case["batch"], all_tokens(case)
+    q = make(batch, new_tokens(case), case["heads"], case["dim"])
+    k, v = (make(batch, case["kv_heads"], total, case["dim"]) for _ in "kv")
+    return inputs_of(case, seed, q, k, v)
+
+
+def inputs_of(case: Case, seed: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shared: int = 0) -> Inputs:
+    """What else a case asks for, beside its queries, keys and values as ``Inputs`` has them."""
     import torch
 
-    make = sides.random(device, seed, case.dtype)
-    batch, heads, total = case["batch"], case["heads"], all_tokens(case)
-    q = make(batch, new_tokens(case), heads, case["dim"])
-    k, v = (make(batch, case["kv_heads"], total, case["dim"]) for _ in "kv")
+    device, batch, heads, total = q.device, len(q), case["heads"], k.shape[2]
     codes = None
     if word := case.feature("kv"):
         (kc, ks), (vc, vs) = (_quantized(x, word) for x in (k, v))
@@ -135,7 +159,7 @@ def inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=device) / heads) if case.feature("alibi") else None
     blocks = batch * -(-total // PAGE)
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed)).to(device)
-    return Inputs(q, k, v, codes, sinks, slopes, order)
+    return Inputs(q, k, v, codes, sinks, slopes, order, shared)
 
 
 def _quantized(x: torch.Tensor, word: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,16 +169,31 @@ def _quantized(x: torch.Tensor, word: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reference(case: Case, x: Inputs, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Some of the tokens [batch x new] in fp64, each as a decoding step of its own over what it sees."""
+    """Some of the tokens [batch x new] in fp64, each as a decoding step of its own over what it sees.
+
+    But for a tree, whose tokens see what no length can say: it is computed whole.
+    """
     import torch
 
     from kernels.decode import reference as plain
 
     new, pages = new_tokens(case), x.pages()
-    lengths = (all_tokens(case) - new + rows % new + 1).int()
-    q = x.q.flatten(0, 1)[rows][:, None]
+    of, at = torch.div(rows, new, rounding_mode="floor"), rows % new
+    mask = tree(case, x)
+    if mask is None:
+        q, lengths, at = x.q[of, at][:, None], (all_tokens(case) - new + at + 1).int(), at * 0
+    else:
+        q, mask, lengths = x.q[of], mask[of], torch.full_like(of, all_tokens(case)).int()
     found, _ = plain.decode(
-        q, pages.keys, pages.values, pages.tables[torch.div(rows, new, rounding_mode="floor")], lengths,
-        **x.how(case), **pages.scales,
-    )  # fmt: skip
-    return (found[:, 0],)
+        q, pages.keys, pages.values, pages.tables[of], lengths, tree=mask, **x.how(case), **pages.scales
+    )
+    return (found[torch.arange(len(rows), device=rows.device), at],)
+
+
+def tree(case: Case, x: Inputs) -> torch.Tensor | None:
+    """int64 [batch, new], which new tokens each of them sees; None where each sees those before it."""
+    import torch
+
+    if not case.feature("tree"):
+        return None
+    return torch.tensor([ancestors(new_tokens(case))] * len(x.q), dtype=torch.int64, device=x.q.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.laboratory import attention, paged
+from engine.laboratory import attention, hopper, paged
 from engine.laboratory.op import Call, Cost, Field, Launch, Op, first_rows
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def ours(case: Case, x: Inputs) -> Call:
 
 
 def launches(case: Case) -> list[Launch]:
-    """The one kernel."""
+    """The kernel over the paged cache, and those for Hopper, as far as they take the case."""
     from kernels.prefill import triton as prefill
 
     dim = case["dim"]
@@ -67,7 +67,8 @@ def launches(case: Case) -> list[Launch]:
     constants = attention.constants_of(case) | {"BM": rows, "BN": 64 if dim <= 128 else 32}
     types = attention.types_of(case)
     warps, stages = 8 if dim >= 64 else 4, 3 if dim <= 128 else 2
-    return [Launch(prefill._prefill, types, constants, warps, stages, frozenset({"table_row"}))]
+    own = Launch(prefill._prefill, types, constants, warps, stages, frozenset({"table_row"}))
+    return [own, *hopper.launches(case)]
 
 
 OP = Op(
@@ -85,7 +86,7 @@ OP = Op(
     cost=cost,
     inputs=paged.inputs,
     reference=paged.reference,
-    sides=attention.attention_sides(ours),
+    sides=attention.attention_sides(ours, *hopper.SIDES),
     launches=launches,
     sweeps=("new", "batch", "cached"),
     check=paged.check_heads,

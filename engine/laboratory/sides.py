@@ -41,7 +41,7 @@ def triton(case: Case, device: Device) -> str | None:
         return f"the GPU's compute capability {_dotted(device.capability)} is below {_dotted(OLDEST)}"
     if dict(case.shape).get("dim", 0) > WIDEST:
         return f"its heads are wider than {WIDEST}"
-    if case.feature("kv") == "fp8" and device.capability < FIRST_FP8:
+    if case.has_fp8 and device.capability < FIRST_FP8:
         return f"fp8 needs compute capability {_dotted(FIRST_FP8)}, and the GPU has {_dotted(device.capability)}"
     return None
 
@@ -52,6 +52,8 @@ def native(case: Case, device: Device) -> str | None:
         return "it runs on processors only"
     if case.feature("alibi"):
         return "the C++ kernel has no ALiBi"
+    if case.feature("tree"):
+        return "the C++ kernel has no trees"
     if case.feature("kv"):
         return "the C++ kernel reads no cache of one byte"
     if case["dim"] % 16:
@@ -70,6 +72,8 @@ def gathered(case: Case, device: Device) -> str | None:
     """The runtime's plain PyTorch path over the paged cache."""
     if case.feature("alibi"):
         return "the runtime's plain path has no ALiBi"
+    if case.feature("tree"):
+        return "the runtime's plain path has no trees"
     if case.feature("kv"):
         return "the runtime's plain path reads no cache of one byte"
     return None
@@ -119,12 +123,14 @@ def flex(case: Case, device: Device) -> str | None:
         return f"compiled FlexAttention is measured on GPUs only, and {NO_GPU}"
     if case.feature("sinks"):
         return "FlexAttention offers no attention sinks"
+    if case.feature("tree"):
+        return "a tree is not compiled into FlexAttention here"
     return "FlexAttention reads no cache of one byte" if case.feature("kv") else None
 
 
 def needs_mask(case: Case) -> bool:
     """Whether SDPA must be told more than "causal"; a window of a decoding step is a piece of the keys instead."""
-    if case.feature("alibi"):
+    if case.feature("alibi") or case.feature("tree"):
         return True
     return case.op == "prefill" and (case["cached"] > 0 or bool(case.feature("window")))
 

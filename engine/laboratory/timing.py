@@ -57,14 +57,17 @@ def cache_bytes(device: torch.device) -> int:
     return max(sizes, default=2**25)
 
 
-def copies_for(size: int, device: torch.device) -> int:
-    """How many sets of inputs of ``size`` bytes: twice the cache, as far as memory and patience allow."""
+def copies_for(size: int, device: torch.device, held: int = 0) -> int:
+    """How many sets of inputs of which a call reads ``size`` bytes: twice the cache, as memory and patience allow.
+
+    ``held``: bytes that one takes, where it is more.
+    """
     from engine.devices import available_bytes
 
     wanted = 2 * cache_bytes(device) // max(size, 1) + 2
     free = available_bytes(device)
     room = int(free * GPU_SHARE) if device.type == "cuda" else min(CPU_COPIES_BYTES, free // 4)
-    return max(1, min(wanted, MAX_COPIES, room // max(size, 1)))
+    return max(1, min(wanted, MAX_COPIES, room // max(size, held, 1)))
 
 
 def fits_cache_note(size: int, copies: int, device: torch.device) -> str | None:
