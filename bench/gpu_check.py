@@ -3,7 +3,8 @@
     python -m bench.gpu_check [--skip-training] [--minutes 8] [--only kernels]
 
 1. Correctness: the GPU tests (`tests/test_gpu_*.py`) hold CUDA against the CPU and `transformers.generate`, those of
-   `tests/kernels` each Triton kernel against fp64.
+   `tests/kernels` each Triton kernel against fp64. Those marked slow (torch.compile, FlexAttention) are left out;
+   `python -m pytest -m gpu` runs all.
 2. Kernels (`bench.gpu_kernels`): each beside PyTorch's own, with its error and its share of this GPU's ceilings.
 3. Runs (`bench.gpu_runs`): whole models in our ways and transformers', samples behind long prompts.
 4. The larger lab model, if it is missing: trained here, because it takes hours on a CPU and minutes on a GPU.
@@ -14,8 +15,11 @@ the summary and not the end. What was measured is appended to `bench/results/`, 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,19 +51,27 @@ class Part:
 
 
 def tests() -> list[Part]:
-    """One for each file: what one spoils stays its own."""
+    """One for each file: what one spoils stays its own. What has most to lose from a hang comes last."""
     files = [*sorted((ROOT / "tests").glob("test_gpu_*.py")), *sorted((ROOT / "tests" / "kernels").glob("test_*.py"))]
-    names = [str(f.relative_to(ROOT)) for f in files]
-    more: tuple[str, ...] = ("-q", "-m", "gpu", "-p", "no:cacheprovider")
+    names = [str(f.relative_to(ROOT)) for f in files if f.name != "test_runtime.py"]  # it is for the interpreter
+    names.sort(key=lambda name: "tma" in name)
+    # A thread's timeout ends the process; a signal's would wait for the call into CUDA that hangs.
+    more: tuple[str, ...] = ("-q", "-p", "no:cacheprovider", "--timeout-method=thread")
+    command = (sys.executable, "-m", "pytest", *more)
+    beside: tuple[str, ...] = ()
     if importlib.util.find_spec("xdist") is not None:
-        more += ("-n", "8")  # most of their time is Triton's compiler, on the processor
-    return [Part(name, (sys.executable, "-m", "pytest", *more, name), 240) for name in names]
+        beside = ("-n", "4")  # most of their time is Triton's compiler, on the processor
+    found = [
+        Part(name, (*command, "-m", "gpu and not slow and not alone", *beside, name), 300 if "gpu_" in name else 180)
+        for name in names
+    ]
+    return [*found, Part("tests that need the GPU for themselves", (*command, "-m", "gpu and alone", *names), 120)]
 
 
 def kernels(ceilings: Path) -> list[Part]:
     """One for each operation."""
     more = ("--out", str(KERNELS), "--ceilings", str(ceilings))
-    return [Part(f"kernel {op}", (sys.executable, "-m", "bench.gpu_kernels", op, *more), 120) for op in OPS]
+    return [Part(f"kernel {op}", (sys.executable, "-m", "bench.gpu_kernels", op, *more), 240) for op in OPS]
 
 
 def runs() -> list[Part]:
@@ -92,13 +104,22 @@ def conduct(parts: list[Part], deadline_s: float) -> list[tuple[str, str]]:
             found.append((part.name, "not begun: out of time"))
             continue
         print(f"\n== {part.name}", flush=True)
-        try:
-            code = subprocess.run(part.command, cwd=ROOT, timeout=min(part.limit_s, max(30, left))).returncode
-            ended = "ok" if code == 0 else f"FAILED (exit code {code})"
-        except subprocess.TimeoutExpired as error:
-            ended = f"stopped after {error.timeout:.0f} s"
-        found.append((part.name, ended))
+        found.append((part.name, _conduct(part, min(part.limit_s, max(30, left)))))
     return found
+
+
+def _conduct(part: Part, limit_s: float) -> str:
+    process = subprocess.Popen(part.command, cwd=ROOT, start_new_session=True)
+    try:
+        code = process.wait(limit_s)
+        return "ok" if code == 0 else f"FAILED (exit code {code})"
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit_s:.0f} s"
+    finally:
+        # With all its children: one that hangs in a kernel would keep the GPU.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main() -> int:

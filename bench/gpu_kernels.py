@@ -108,7 +108,8 @@ def main() -> int:
     options = parser.parse_args()
     limits = Roofline(**json.loads(options.ceilings.read_text())) if options.ceilings else None
     wrong = 0
-    for result in measure(list(cases(options.op)), here(options.device), ceilings=limits, budget_s=options.budget):
+    how = {"ceilings": limits, "budget_s": options.budget, "with_compiled": False}
+    for result in measure(list(cases(options.op)), here(options.device), **how):
         print(line(result), flush=True)
         wrong += is_wrong(result)
         if options.out:

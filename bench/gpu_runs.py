@@ -92,6 +92,8 @@ def batched(host: ModelHost, model: str, batch: int) -> dict[str, Any]:
             started = time.perf_counter()
             made = loaded.model.generate_batch(inputs=prompts, generation_config=how)
             seconds = time.perf_counter() - started
+            if broken := [found.error for found in made.values() if found.error]:
+                raise RuntimeError(broken[0])
     except Exception as error:  # its interface moves with every release
         return row | {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"}
     tokens = sum(len(found.generated_tokens) for found in made.values())

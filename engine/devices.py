@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,15 @@ def available_bytes(device: torch.device) -> int:
     import psutil
 
     return min(psutil.virtual_memory().available, _container_bytes())
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one, which is where Triton launches, whatever device its arguments are on."""
+    if device.type != "cuda":
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
 
 
 def release(device: torch.device) -> None:

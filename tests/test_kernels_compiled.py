@@ -1,6 +1,7 @@
 """What the compiler makes of the attention kernels for GPUs that are not here: no spills, wide loads, tensor cores."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ if importlib.util.find_spec("triton") is None:
 
 from engine.laboratory.cases import OPS, make_case
 from engine.laboratory.compiled import compile_launch
+from kernels.decode import triton as decode
 from tests.exhaustive import GPUS
 
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program may have
@@ -17,7 +19,7 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program
 def compiled(op, capability, dim, cache):
     """The kernel of the laboratory's usual case on a GPU: 32 query heads, 8 key/value heads, bf16."""
     case = make_case(op, on_gpu=True, batch=1, dim=dim, features={} if cache == "bf16" else {"kv": cache})
-    (launch,) = OPS[op].launches(case)
+    launch, *_ = OPS[op].launches(case)  # behind it come the kernels for prompts that are not paged
     return compile_launch(launch, capability)
 
 
@@ -46,3 +48,13 @@ def test_a_prompt_runs_on_the_tensor_cores_of_hopper(dim, cache):
     made = compiled("prefill", 90, dim, cache)
     check(made, 90)
     assert made.count("HGMMA") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["decode", "prefill"])
+def test_heads_narrower_than_a_product_of_the_tensor_cores_compile(op):
+    """The interpreter multiplies anything; the compiler takes sixteen numbers at least."""
+    launch, *_ = OPS[op].launches(make_case(op, on_gpu=True, batch=1, dim=16))
+    width = {"D": 8, "DV": 8, "D_PAD": decode.padded(8), "DV_PAD": decode.padded(8)}
+    assert launch.constants.keys() > width.keys()
+    assert compile_launch(replace(launch, constants=launch.constants | width), 90).spills == 0

@@ -48,7 +48,7 @@ def ours(case: Case, x: Inputs) -> Call:
 
     pages, batch, new = x.pages(), case["batch"], case["new"]
     group = case["heads"] // case["kv_heads"]
-    rows = rows_for(case["dim"], group)
+    rows = rows_for(case["dim"], group, case.element)
     device = x.q.device
     cut = tuple(torch.from_numpy(a).to(device) for a in tiles([new] * batch, group, rows))
     lengths = torch.full((batch,), new + case["cached"], dtype=torch.int32, device=device)
@@ -63,7 +63,7 @@ def launches(case: Case) -> list[Launch]:
     from kernels.prefill import triton as prefill
 
     dim = case["dim"]
-    rows = prefill.rows_for(dim, case["heads"] // case["kv_heads"])
+    rows = prefill.rows_for(dim, case["heads"] // case["kv_heads"], case.element)
     constants = attention.constants_of(case) | {"BM": rows, "BN": 64 if dim <= 128 else 32}
     types = attention.types_of(case)
     warps, stages = 8 if dim >= 64 else 4, 3 if dim <= 128 else 2

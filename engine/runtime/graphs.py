@@ -84,7 +84,8 @@ class Graphs:
     ``forward`` processes a Decoding and returns scores [size, vocabulary]. ``width``: of all tables, for attention that
     takes no time for blocks behind a sequence's end; None where steps of different widths are recorded. ``reason``: why
     steps are not recorded, where recording has failed; with ``must`` that raises Unrecordable. ``forest`` makes plans
-    for steps of so many sequences, where keys may be read together: then steps of either kind are recorded.
+    for steps of so many sequences, where keys may be read together: then steps of either kind are recorded;
+    ``unshared`` says why they are not read together after all.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Graphs:
         forest: Callable[[int], Forest] | None = None,
     ) -> None:
         self.reason: str | None = None
+        self.unshared: str | None = None
         self._must = must
         self._plant = forest
         self._forests: dict[int, Forest] = {}
@@ -151,7 +153,17 @@ class Graphs:
             # One sequence has nobody to share with.
             for shares in (False, True) if self._plant is not None and size > 1 else (False,):
                 if self.reason is None and (size, self._width, shares) not in self._steps:
-                    self._steps[size, self._width, shares] = self._record(size, self._width, shares)
+                    self._prepare(size, self._width, shares)
+
+    def _prepare(self, size: int, width: int, shares: bool) -> None:
+        try:
+            self._steps[size, width, shares] = self._record(size, width, shares)
+        except Exception as error:
+            # What Triton cannot compile for this GPU, e.g. for want of shared memory, is no RuntimeError.
+            if not shares or not type(error).__module__.startswith("triton"):
+                raise
+            self.unshared = str(error).strip().partition("\n")[0]
+            self._plant = None
 
     def _record(
         self, size: int, width: int, shares: bool

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.devices import on
 from engine.runtime.attention import NAME, PagedCache, Step
 from engine.runtime.batch import Batch, Ragged
 from engine.runtime.blocks import BLOCK
@@ -33,6 +34,7 @@ class ModuleRunner:
 
     ``way``: its attention is one of ours and serves the model, see ``support``. ``fixed``: decoding steps are padded to
     a few sizes in arrays that stay where they are, which CUDA graphs need; on a GPU unless the way says otherwise.
+    ``instead_of``: how a way that is tried before this one failed, for the record.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ModuleRunner:
         self._fixed = fixed or (device.type == "cuda" and way.graphs is not Recording.OFF)
         self._graphs: Graphs | None = None
         self._kv: KvCache | None = None
+        self.instead_of: str | None = None
         parameters = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in parameters
         self.block_bytes = block_bytes(self._shapes, self._kv_type)
@@ -81,6 +84,10 @@ class ModuleRunner:
         if self._fixed and self._device.type == "cuda":
             reason = self._graphs.reason if self._graphs is not None else None
             parts.append("CUDA graphs" if reason is None else f"no CUDA graphs: {reason}")
+            if self._graphs is not None and self._graphs.unshared:
+                parts.append(f"prefixes read by each after all: {self._graphs.unshared}")
+        if self.instead_of is not None:
+            parts.append(f"for a faster way failed: {self.instead_of}")
         return ", ".join(parts)
 
     def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
@@ -147,13 +154,14 @@ class ModuleRunner:
     ) -> Any:
         assert self._kv is not None, "allocate() comes first"
         paged = self._step.paged = PagedCache(self._kv, ragged, batch, self._triton)
-        return model(
-            input_ids=tokens[None],
-            position_ids=ragged.positions[None],
-            past_key_values=paged,
-            use_cache=True,
-            **more,
-        )
+        with on(self._device):
+            return model(
+                input_ids=tokens[None],
+                position_ids=ragged.positions[None],
+                past_key_values=paged,
+                use_cache=True,
+                **more,
+            )
 
     def close(self) -> None:
         """See Runner."""

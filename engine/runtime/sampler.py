@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.devices import on
 from engine.runtime.sequence import Sequence
 from engine.sampling import Sampling, draw
 
@@ -52,12 +53,16 @@ def _fused(logits: torch.Tensor, sequences: Seq[Sequence]) -> Chosen:
     from kernels.sampler.triton import sample
 
     rows = [_numbers(s) for s in sequences]
-    numbers = torch.tensor(rows, dtype=torch.float64).to(logits.device).T.contiguous()
+    n = len(rows)
+    table = torch.zeros(5, n + n % 2, dtype=torch.float64)  # each line aligned, or another kernel would be compiled
+    table[:, :n] = torch.tensor(rows, dtype=torch.float64).T
+    numbers = table.to(logits.device)[:, :n]
     filters: dict[str, torch.Tensor] = {}
     for i, (name, none) in enumerate((("top_k", 0.0), ("top_p", 1.0), ("min_p", 0.0)), start=2):
         if any(row[i] != none for row in rows):
             filters[name] = numbers[i].int() if name == "top_k" else numbers[i]
-    tokens, logprobs = sample(logits, numbers[0], numbers[1].float(), **filters)
+    with on(logits.device):
+        tokens, logprobs = sample(logits, numbers[0], numbers[1].float(), **filters)
     found = tokens.tolist()
     if min(found) < 0:
         raise NotNumbers("the model's scores are not numbers")

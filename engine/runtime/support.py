@@ -51,9 +51,11 @@ def runner_for(model: Any, device: torch.device, way: Way = ANY, sole: bool = Fa
     tolerance = max(_TOLERANCE[model.dtype], _ROUNDING[way.kv_cache])
     error = None
     for make in _candidates(model, device, shapes, way, sole):
-        runner = make()
+        runner, failed = make(), error
         error = _error(runner, ids, expected, has_head(model), tolerance)
         if error is None:
+            if device.type == "cuda" and isinstance(runner, ModuleRunner):
+                runner.instead_of = failed
             return runner
         runner.close()
     raise Unsupported(error or "no attention of ours serves it")
@@ -147,7 +149,12 @@ def _error(
     runner: Runner, ids: list[list[int]], expected: list[torch.Tensor], head: bool, tolerance: float
 ) -> str | None:
     """Why the runner does not compute what the model does; None where it does."""
-    runner.allocate(2 * -(-max(_TEXTS) // BLOCK))
+    blocks = 2 * -(-max(_TEXTS) // BLOCK)
+    try:
+        # For two sequences of their full length: on a GPU steps are recorded, by all kernels that may come to run.
+        runner.allocate(blocks, len(_TEXTS), max(_TEXTS))
+    except Exception as error:
+        return _words(error)
     tables = np.arange(2 * -(-max(_TEXTS) // BLOCK), dtype=np.int32).reshape(2, -1)
     done = [0, 0]
     for piece in _PIECES:
@@ -159,10 +166,15 @@ def _error(
         try:
             found = (runner.logits(batch) if head else runner.states(batch)).float().cpu()
         except Exception as error:
-            return f"it does not run over our cache ({type(error).__name__})"
+            return _words(error)
         theirs = torch.stack([expected[s][at] for s, at in rows])
         spread = float(theirs.std()) or 1.0
         error = float((found - theirs).square().mean().sqrt()) / spread
         if not error <= tolerance:  # NaN is no number that is small enough
             return "its attention does not go through transformers' AttentionInterface, or it mixes tokens elsewhere"
     return None
+
+
+def _words(error: Exception) -> str:
+    words = str(error).strip().partition("\n")[0][:200]
+    return f"it does not run over our cache ({type(error).__name__}{': ' if words else ''}{words})"

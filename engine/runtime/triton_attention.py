@@ -41,7 +41,7 @@ def attend(
     assert isinstance(step, Ragged)
     shape = kv.shapes[layer]
     group = q.shape[1] // shape.heads
-    rows = rows_for(max(shape.key_dim, shape.value_dim), group)
+    rows = rows_for(max(shape.key_dim, shape.value_dim), group, q.element_size())
     return prefill(
         q, keys, values, pieces.tables, pieces.lengths, pieces.starts, step.tiles(group, rows), rows=rows, **how
     )[0]

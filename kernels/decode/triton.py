@@ -33,7 +33,7 @@ def _weigh(s, top, total):
     return p, shrink, higher, total * shrink + tl.sum(p, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row"])  # tables widen as sequences grow: no new kernel for that
 def _attend(
     Q, K, V, KEY_SCALES, VALUE_SCALES, TABLES, LENGTHS, TREE, SLOPES, SINKS, OUT, LSE, PARTS, PART_LSE,
     q_row, q_new, q_head, table_row, scale, softcap, splits,
@@ -207,7 +207,7 @@ def decode(
         part_lse = torch.empty(n * kv_heads * splits * rows, dtype=torch.float32, device=q.device)
     nothing = lse
     common = {"GROUP": group, "NEW": new, "ROWS": rows, "KV_HEADS": kv_heads, "DV": dv}
-    common |= {"DV_PAD": triton.next_power_of_2(dv), "HAS_SINKS": sinks is not None}
+    common |= {"DV_PAD": padded(dv), "HAS_SINKS": sinks is not None}
     _attend[(n, kv_heads, splits)](
         q, keys, values,
         nothing if key_scales is None else key_scales, nothing if value_scales is None else value_scales,
@@ -215,7 +215,7 @@ def decode(
         nothing if sinks is None else sinks, out, lse, parts, part_lse,
         q.stride(0), q.stride(1), q.stride(2), tables.stride(0),
         scale * LOG2E, softcap * LOG2E, splits,
-        D=dim, D_PAD=triton.next_power_of_2(dim), PAGE=page, BN=TILE, WINDOW=window, SOFTCAP=softcap > 0,
+        D=dim, D_PAD=padded(dim), PAGE=page, BN=TILE, WINDOW=window, SOFTCAP=softcap > 0,
         HAS_SLOPES=slopes is not None, HAS_TREE=tree is not None, QUANTIZED=key_scales is not None,
         SINGLE=splits == 1, UPCAST=not q.is_cuda, **common,
         num_warps=4, num_stages=3 if dim <= 128 else 2,
@@ -226,6 +226,11 @@ def decode(
             SPLITS=triton.next_power_of_2(splits), **common, num_warps=1 if dv <= 64 else 4,
         )  # fmt: skip
     return out, lse
+
+
+def padded(width: int) -> int:
+    """The width of a tile for heads so wide: a power of two, and what the tensor cores take at least."""
+    return max(16, triton.next_power_of_2(width))
 
 
 def splits_for(tiles: int, keys: int, device: torch.device) -> int:

@@ -12,13 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.decode.triton import LOG2E, _tanh, _weigh
+from kernels.decode.triton import LOG2E, _tanh, _weigh, padded
 from kernels.forest.plan import Size
 
 MERGED = 16  # parts that a program puts together at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row"])
 def _attend(
     Q, K, V, KEY_SCALES, VALUE_SCALES, TABLES, LENGTHS, ITEMS, ORDER, STARTS, SLOPES, PARTS, PART_LSE,
     q_row, q_head, table_row, scale, softcap,
@@ -195,8 +195,8 @@ def forest(
             nothing if key_scales is None else key_scales, nothing if value_scales is None else value_scales,
             tables, lengths, items, order, starts, nothing if slopes is None else slopes, parts, part_lse,
             q.stride(0), q.stride(1), tables.stride(0), scale * LOG2E, softcap * LOG2E,
-            GROUP=size.group, ROWS=rows, KV_HEADS=kv_heads, D=dim, D_PAD=triton.next_power_of_2(dim), DV=dv,
-            DV_PAD=triton.next_power_of_2(dv), PAGE=page, WINDOW=window, SOFTCAP=softcap > 0,
+            GROUP=size.group, ROWS=rows, KV_HEADS=kv_heads, D=dim, D_PAD=padded(dim), DV=dv,
+            DV_PAD=padded(dv), PAGE=page, WINDOW=window, SOFTCAP=softcap > 0,
             HAS_SLOPES=slopes is not None, QUANTIZED=key_scales is not None, UPCAST=not q.is_cuda,
             **tuned(rows, max(dim, dv), q.element_size(), _hopper(q.device)),
         )  # fmt: skip

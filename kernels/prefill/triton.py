@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.decode.triton import LOG2E, _tanh, _weigh
+from kernels.decode.triton import LOG2E, _tanh, _weigh, padded
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _tile(
     return top, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row"])
 def _prefill(
     Q, K, V, KEY_SCALES, VALUE_SCALES, TABLES, LENGTHS, STARTS, TILE_SEQUENCE, TILE_FIRST, SLOPES, SINKS, OUT, LSE,
     q_row, q_head, table_row, scale, softcap,
@@ -144,8 +144,14 @@ def tiles(counts: Sequence[int], group: int, rows: int) -> tuple[np.ndarray, np.
     return np.array([i for _, i in found], dtype=np.int32), np.array([f for f, _ in found], dtype=np.int32)
 
 
-def rows_for(dim: int, group: int) -> int:
-    """Rows of a tile for heads ``dim`` wide: what the registers hold, and no fewer than share a key/value head."""
+def rows_for(dim: int, group: int, number: int = 2) -> int:
+    """Rows of a tile for heads ``dim`` wide: what the registers hold, and no fewer than share a key/value head.
+
+    ``number``: bytes of a number. fp32 has no matrix instructions of full precision, and large tiles of it take a
+    minute to compile.
+    """
+    if number == 4:
+        return max(32, triton.next_power_of_2(group))
     return max(128 if dim <= 128 else 64, triton.next_power_of_2(group))
 
 
@@ -184,7 +190,8 @@ def prefill(
     tokens, heads, dim = q.shape
     kv_heads, page, dv = keys.shape[1], keys.shape[2], values.shape[3]
     group = heads // kv_heads
-    rows, width = rows or rows_for(max(dim, dv), group), width or (64 if max(dim, dv) <= 128 else 32)
+    number, wide = q.element_size(), max(dim, dv)
+    rows, width = rows or rows_for(wide, group, number), width or (64 if wide <= 128 and number < 4 else 32)
     sequence, first = cut
     out = torch.empty(tokens, heads, dv, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
@@ -195,8 +202,8 @@ def prefill(
         tables, lengths, starts, sequence, first,
         nothing if slopes is None else slopes, nothing if sinks is None else sinks, out, lse,
         q.stride(0), q.stride(1), tables.stride(0), scale * LOG2E, softcap * LOG2E,
-        GROUP=group, KV_HEADS=kv_heads, D=dim, D_PAD=triton.next_power_of_2(dim), DV=dv,
-        DV_PAD=triton.next_power_of_2(dv), PAGE=page, BM=rows, BN=width, WINDOW=window, SOFTCAP=softcap > 0,
+        GROUP=group, KV_HEADS=kv_heads, D=dim, D_PAD=padded(dim), DV=dv,
+        DV_PAD=padded(dv), PAGE=page, BM=rows, BN=width, WINDOW=window, SOFTCAP=softcap > 0,
         HAS_SINKS=sinks is not None, HAS_SLOPES=slopes is not None, QUANTIZED=key_scales is not None,
         UPCAST=not q.is_cuda, num_warps=8 if dim >= 64 else 4, num_stages=3 if dim <= 128 else 2,
     )  # fmt: skip

@@ -130,7 +130,7 @@ def _measure(
     tl.store(TOTALS + at, total)
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit(do_not_specialize=["step", "rows"])
 def _narrow(
     LOGITS, TEMPERATURE, TOP_K, TOP_P, PEAKS, KEYS, ABOVE, SUMS, logits_row, vocabulary, chunks, rows, step,
     HAS_K: tl.constexpr, BY_MASS: tl.constexpr, BITS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
@@ -215,7 +215,7 @@ def _kept(
     return tl.where(kept | tied, (share * ONE).to(tl.int64), 0), kept, tied, room
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _sum(
     LOGITS, TEMPERATURE, TOP_K, TOP_P, MIN_P, PEAKS, KEYS, ABOVE, SUMS, TOTALS, TIES, EDGES, ROOM,
     logits_row, vocabulary, chunks, rows,
@@ -243,7 +243,7 @@ def _sum(
                 tl.store(ROOM + row, room)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _draw(
     LOGITS, UNIFORM, TEMPERATURE, TOP_K, TOP_P, MIN_P, PEAKS, PLACES, RAW, TOTALS, TIES, EDGES, ROOM,
     KEYS, ABOVE, SUMS, TOKENS, LOGPROBS, logits_row, vocabulary, chunks, rows,
