@@ -10,7 +10,7 @@ import pytest
 from apptest import button, visit, words
 from test_store_kernel_results import HARDWARE, a_result
 
-from engine.laboratory.cases import OPS, make_case
+from engine.laboratory.cases import make_case
 from engine.laboratory.device import Device
 from engine.measure.hardware import fingerprint
 from spec.choices import JobState
@@ -308,4 +308,3 @@ def test_results_of_another_version_are_shown_too():
     assert not at.exception
     assert kernels_rows.label(odd) == "new-side"
     assert kernels_page.outcome(odd).startswith("100 µs")
-    assert OPS["decode"].label == "Decode attention"

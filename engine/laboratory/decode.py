@@ -88,9 +88,9 @@ def check(case: Case) -> None:
 
 OP = Op(
     name="decode",
-    label="Decode attention",
-    help="One new token of each sequence over all keys and values that it has so far, or a draft's tree of tokens: a "
-    "matter of memory bandwidth.",
+    label="Decoding",
+    help="Attention of one new token of each sequence, or a draft's tree of tokens, over all keys and values it has "
+    "so far: a matter of memory bandwidth.",
     fields=(
         Field("batch", "Batch", "Sequences.", 8, 32, high=4096),
         Field("context", "Context", "Tokens of each sequence, new ones included.", 1024, 4096, high=2**20),

@@ -210,7 +210,7 @@ def launches(case: Case) -> list[Launch]:
 
 OP = Op(
     name="linear",
-    label="Quantized linear layer",
+    label="Quantized linear",
     help="A product with a weight of one byte or half a byte to a number: a matter of the weight's bytes in few rows.",
     fields=(
         Field("rows", "Rows", "Rows: the tokens of a step, or sequences that are sampled.", 1, 1, high=2**14),

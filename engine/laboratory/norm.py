@@ -93,7 +93,7 @@ def launches(case: Case) -> list[Launch]:
 
 OP = Op(
     name="norm",
-    label="Add + RMSNorm",
+    label="Norm",
     help="The residual sum and the norm of it, which stands before attention and before the MLP.",
     fields=(
         Field("tokens", "Tokens", "Rows: the tokens of a step.", 512, 4096, high=2**17),

@@ -73,8 +73,8 @@ def launches(case: Case) -> list[Launch]:
 
 OP = Op(
     name="prefill",
-    label="Prefill attention",
-    help="The tokens of a prompt over each other and over what is cached: a matter of the tensor cores.",
+    label="Prompts",
+    help="Attention of the tokens of a prompt over each other and over what is cached: a matter of the tensor cores.",
     fields=(
         Field("batch", "Batch", "Sequences.", 1, 4, high=4096),
         Field("new", "New tokens", "Tokens of each sequence that are read at once.", 512, 4096, high=2**18),

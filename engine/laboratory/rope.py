@@ -186,7 +186,7 @@ def launches(case: Case) -> list[Launch]:
 
 OP = Op(
     name="rope",
-    label="Rotary + cache write",
+    label="Rotary",
     help="Rotary positions, norms of queries and keys where a model has them, and the write to the paged cache.",
     fields=(
         Field("tokens", "Tokens", "Tokens of a step.", 512, 4096, high=2**17),

@@ -101,8 +101,9 @@ _forest, *_others = attention.attention_sides(ours)
 
 OP = Op(
     name="shared",
-    label="Shared-prefix attention",
-    help="One new token of each sequence, all with a prefix in common: samples of one prompt, branches of a search.",
+    label="Shared prefix",
+    help="Attention of one new token of each sequence, all with a prefix in common: samples of one prompt, branches of "
+    "a search.",
     fields=(
         Field("batch", "Batch", "Sequences.", 8, 64, high=4096),
         Field("prefix", "Prefix", "Tokens that all sequences have in common.", 1024, 8192),
