@@ -6,6 +6,7 @@ Checks first what would otherwise fail in a confusing way: the port, and the fol
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def main() -> int:
     print(f"Isoquant: http://127.0.0.1:{port}   (measurements in {home}; Ctrl-C stops)", flush=True)
     command = [sys.executable, "-m", "honcho", "start", "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, env=env)
+    # A service manager ends this process alone; without word from it web app and worker would go on, and hold the port.
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()
     except KeyboardInterrupt:

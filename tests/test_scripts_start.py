@@ -32,6 +32,35 @@ def test_a_port_in_use_is_a_clear_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_ending_the_script_ends_what_it_started(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = dict(os.environ, ISOQUANT_HOME=str(tmp_path), PORT=str(port))
+    process = subprocess.Popen(
+        [sys.executable, "scripts/start.py"], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(lambda: is_open(port))
+        process.terminate()
+        wait_for(lambda: not is_open(port) and process.poll() is not None)
+    finally:
+        process.kill()
+
+
+def is_open(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 @pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", "80.5", ""])
 def test_a_port_that_is_none_is_a_clear_message(tmp_path, port):
     done = start(tmp_path, PORT=port)
