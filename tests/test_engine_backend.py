@@ -339,19 +339,20 @@ def test_a_pinned_kernel_that_refuses_says_so_in_words(tmp_path):
 def test_compiled_steps_write_the_same_text(backends, sampling, monkeypatch):
     """Batches of other sizes and widths than the first, one row with hardly any room left in the fixed cache."""
     plain = backends()
-    longest = max(len(r.context) for r in rows_of(plain)) + 16
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[3]]
+    longest = max(len(r.context) for r in rows_of(plain, prompts)) + 16
     compiled = Compiled(plain.loaded.model, 4, longest)
     backend = TransformersBackend(plain.loaded, 4, compiled=compiled)
     assert backend.attention == "sdpa, compiled"
     calls = []
     arguments = compiled.arguments
     monkeypatch.setattr(compiled, "arguments", lambda: calls.append(1) or arguments())
-    for prompts in (PROMPTS[:3], PROMPTS[:1]):
-        rows = rows_of(plain, prompts, sampling=sampling)
+    for some in (prompts, prompts[:1]):
+        rows = rows_of(plain, some, sampling=sampling)
         assert [g.extension.ids for g in extend(backend, rows, quiet)] == [
             g.extension.ids for g in extend(plain, rows, quiet)
         ]
-    rows = rows_of(plain, PROMPTS[:1]) + rows_of(plain, [PROMPTS[1] * 8])
+    rows = rows_of(plain, prompts[:1]) + rows_of(plain, [PROMPTS[2]])
     long = replace(rows[1], context=rows[1].context[: longest - 3], limit=3)
     both = [replace(rows[0], limit=16), long]
     assert [g.extension.ids for g in extend(backend, both, quiet)] == [

@@ -18,10 +18,11 @@ from engine.prompts import Prompt
 from engine.rewards import Scored
 from engine.runtime.drafting import LookupDrafter
 from engine.runtime.plan import Plan
+from engine.runtime.way import Way
 from engine.sampling import Sampling
 from engine.scheduler import Scheduler
 from kernels.native import build
-from spec.choices import Dtype
+from spec.choices import Dtype, Fusion
 from spec.strategy import parse_strategy
 from tasks.problem import Problem
 from tests.batches import CPU, batcher, drain, known, quiet, row, text
@@ -128,7 +129,7 @@ EVERY += [(search, "small pieces") for search in ("majority", "beam", "replay")]
 
 @pytest.mark.parametrize(("search", "layout"), EVERY)
 def test_the_bill_is_what_went_through_the_model(loaded, search, layout):
-    how = {"plan": Plan(4, 64), "native": False} | LAYOUTS[layout]
+    how = {"plan": Plan(4, 64), "way": Way(fusion=Fusion.OFF)} | LAYOUTS[layout]
     backend = IsoquantBackend({None: loaded["model"]}, Layout(longest=90, **how))
     meter, judge = Meter(loaded["model"].model), Judge()
     wanted = SEARCHES[search]
