@@ -42,6 +42,7 @@ def show() -> RunSpec | None:
     strategy = {"name": name} | _row(main, f"run_{name}_", per_row=2)
     task = _task()
     batch = task.pop("batch_size")
+    said = st.container()  # what is wrong stands above the many options, where it is seen
     with st.expander("More options", icon=":material/tune:"):
         precision, runtime = _machine()
         strategy |= _row(more, f"run_{name}_", per_row=3)
@@ -69,7 +70,8 @@ def show() -> RunSpec | None:
         offers.check_device(spec.runtime.device)
         offers.check_execution(spec)
     except IsoquantError as error:
-        components.problem(error)
+        with said:
+            components.problem(error)
         return None
     return spec
 
