@@ -10,7 +10,7 @@ if importlib.util.find_spec("triton") is None:
 
 from engine.laboratory.cases import OPS, make_case
 from engine.laboratory.compiled import compile_launch
-from kernels.decode import triton as decode
+from kernels.attention import padded
 from tests.exhaustive import GPUS
 
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program may have
@@ -55,6 +55,6 @@ def test_a_prompt_runs_on_the_tensor_cores_of_hopper(dim, cache):
 def test_heads_narrower_than_a_product_of_the_tensor_cores_compile(op):
     """The interpreter multiplies anything; the compiler takes sixteen numbers at least."""
     launch, *_ = OPS[op].launches(make_case(op, on_gpu=True, batch=1, dim=16))
-    width = {"D": 8, "DV": 8, "D_PAD": decode.padded(8), "DV_PAD": decode.padded(8)}
+    width = {"D": 8, "DV": 8, "D_PAD": padded(8), "DV_PAD": padded(8)}
     assert launch.constants.keys() > width.keys()
     assert compile_launch(replace(launch, constants=launch.constants | width), 90).spills == 0

@@ -217,7 +217,7 @@ def types_of(case: Case) -> dict[str, str]:
 
 def constants_of(case: Case) -> dict[str, Any]:
     """Compile-time arguments that both kernels have."""
-    dim, pad = case["dim"], max(16, sides.power_of_2(case["dim"]))  # as kernels.decode.triton.padded
+    dim, pad = case["dim"], max(16, sides.power_of_2(case["dim"]))  # as kernels.attention.padded
     return {
         "GROUP": case["heads"] // case["kv_heads"], "KV_HEADS": case["kv_heads"],
         "D": dim, "D_PAD": pad, "DV": dim, "DV_PAD": pad, "PAGE": PAGE,

@@ -7,30 +7,14 @@ their log-sum-exp; with a single split the first one writes the result itself.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-LOG2E = math.log2(math.e)
+from kernels.attention import LOG2E, gather, padded, score, weigh
+
 LEAST = 256  # keys for which another program is worth starting
 TILE = 64  # keys that a program reads at a time
-
-
-@triton.jit
-def _tanh(x):
-    return 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.885390081777927))  # 2 log2(e)
-
-
-@triton.jit
-def _weigh(s, top, total):
-    """Weights of a tile's scores, and what the sums before shrink by: one step of the online softmax."""
-    higher = tl.maximum(top, tl.max(s, 1))
-    base = tl.where(higher == -float("inf"), 0.0, higher)  # a row that sees nothing here
-    p = tl.exp2(s - base[:, None])
-    shrink = tl.exp2(top - base)
-    return p, shrink, higher, total * shrink + tl.sum(p, 1)
 
 
 @triton.jit(do_not_specialize=["table_row"])  # tables widen as sequences grow: no new kernel for that
@@ -82,16 +66,7 @@ def _attend(
         there = t < high
         page = tl.load(TABLES + b * table_row + t // PAGE, mask=there, other=0).to(tl.int64)
         token = page * (KV_HEADS * PAGE) + kv * PAGE + t % PAGE
-        k = tl.load(K + token[None, :] * D + d[:, None], mask=there[None, :] & (d[:, None] < D), other=0.0)
-        if UPCAST:
-            k = k.to(tl.float32)
-        elif QUANTIZED:
-            k = k.to(q.dtype)
-        s = tl.dot(q, k, input_precision="ieee") * scale
-        if QUANTIZED:
-            s = s * tl.load(KEY_SCALES + token, mask=there, other=0.0)[None, :]
-        if SOFTCAP:
-            s = _tanh(s / softcap) * softcap
+        s = score(q, K, KEY_SCALES, token, there, d, scale, softcap, D, SOFTCAP, QUANTIZED, UPCAST, WHOLE=False)
         if HAS_SLOPES:
             s += slope[:, None] * (t[None, :] - mine[:, None])
         seen = t[None, :] <= mine[:, None]
@@ -102,15 +77,8 @@ def _attend(
         if WINDOW > 0:
             seen = seen & (t[None, :] > mine[:, None] - WINDOW)
         s = tl.where(seen & there[None, :], s, -float("inf"))
-        p, shrink, top, total = _weigh(s, top, total)
-        v = tl.load(V + token[:, None] * DV + dv[None, :], mask=there[:, None] & (dv[None, :] < DV), other=0.0)
-        if QUANTIZED:
-            p = p * tl.load(VALUE_SCALES + token, mask=there, other=0.0)[None, :]
-        if UPCAST:
-            v = v.to(tl.float32)
-        elif QUANTIZED:
-            v = v.to(q.dtype)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        p, shrink, top, total = weigh(s, top, total)
+        acc = gather(acc, shrink, p, q, V, VALUE_SCALES, token, there, dv, DV, QUANTIZED, UPCAST, WHOLE=False)
 
     lse = tl.where(total == 0.0, -float("inf"), top + tl.log2(total))
     if SINGLE:
@@ -226,11 +194,6 @@ def decode(
             SPLITS=triton.next_power_of_2(splits), **common, num_warps=1 if dv <= 64 else 4,
         )  # fmt: skip
     return out, lse
-
-
-def padded(width: int) -> int:
-    """The width of a tile for heads so wide: a power of two, and what the tensor cores take at least."""
-    return max(16, triton.next_power_of_2(width))
 
 
 def splits_for(tiles: int, keys: int, device: torch.device) -> int:

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.decode.triton import LOG2E, _tanh, _weigh, padded
+from kernels.attention import LOG2E, gather, padded, score, weigh
 from kernels.forest.plan import Size
 
 MERGED = 16  # parts that a program puts together at a time
@@ -75,16 +75,7 @@ def _attend(
         there = t < high
         page = tl.load(table + t // PAGE, mask=there, other=0).to(tl.int64)
         token = page * (KV_HEADS * PAGE) + kv * PAGE + t % PAGE
-        k = tl.load(K + token[None, :] * D + d[:, None], mask=there[None, :] & (d[:, None] < D), other=0.0)
-        if UPCAST:
-            k = k.to(tl.float32)
-        elif QUANTIZED:
-            k = k.to(q.dtype)
-        s = tl.dot(q, k, input_precision="ieee") * scale
-        if QUANTIZED:
-            s = s * tl.load(KEY_SCALES + token, mask=there, other=0.0)[None, :]
-        if SOFTCAP:
-            s = _tanh(s / softcap) * softcap
+        s = score(q, K, KEY_SCALES, token, there, d, scale, softcap, D, SOFTCAP, QUANTIZED, UPCAST, WHOLE=False)
         if HAS_SLOPES:
             s += slope[:, None] * (t.to(tl.float32)[None, :] - newest[:, None])
         # No row is before these keys: shared ones are those of whole blocks that all the sequences have.
@@ -92,15 +83,8 @@ def _attend(
             s = tl.where(there[None, :] & (t[None, :] >= seen[:, None]), s, -float("inf"))
         else:
             s = tl.where(there[None, :], s, -float("inf"))
-        p, shrink, top, total = _weigh(s, top, total)
-        v = tl.load(V + token[:, None] * DV + dv[None, :], mask=there[:, None] & (dv[None, :] < DV), other=0.0)
-        if QUANTIZED:
-            p = p * tl.load(VALUE_SCALES + token, mask=there, other=0.0)[None, :]
-        if UPCAST:
-            v = v.to(tl.float32)
-        elif QUANTIZED:
-            v = v.to(q.dtype)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        p, shrink, top, total = weigh(s, top, total)
+        acc = gather(acc, shrink, p, q, V, VALUE_SCALES, token, there, dv, DV, QUANTIZED, UPCAST, WHOLE=False)
 
     # Also where it saw no key: the merge reads what the plan counts.
     slot = tl.load(STARTS + place, mask=real, other=0) + tl.load(item + 4)
@@ -128,7 +112,7 @@ def _merge(
         p = p0 + tl.arange(0, MANY)
         part = p.to(tl.int64) * HEADS + head
         lse = tl.load(PART_LSE + part, mask=p < high, other=-float("inf"))
-        weight, shrink, top, total = _weigh(lse[None, :], top, total)
+        weight, shrink, top, total = weigh(lse[None, :], top, total)
         weight = tl.reshape(weight, [MANY])
         o = tl.load(
             PARTS + part[:, None] * DV + dv[None, :], mask=(weight > 0.0)[:, None] & (dv[None, :] < DV), other=0.0

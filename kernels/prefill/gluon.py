@@ -42,7 +42,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.decode.triton import LOG2E
+from kernels.attention import LOG2E
 from kernels.prefill.tma import check, descriptor
 
 ROWS = 128  # queries of a program, half of them each consumer's

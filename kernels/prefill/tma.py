@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.decode.triton import LOG2E, _tanh, _weigh
+from kernels.attention import LOG2E, tanh, weigh
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _tile(
         s = tl.dot(q, k.T, input_precision="ieee") * scale
         t = n0 + c
         if SOFTCAP:
-            s = _tanh(s / softcap) * softcap
+            s = tanh(s / softcap) * softcap
         if HAS_SLOPES:
             s += slope * (t[None, :] - mine[:, None])
         if MASKED:
@@ -44,7 +44,7 @@ def _tile(
             if WINDOW > 0:
                 seen = seen & (t[None, :] > mine[:, None] - WINDOW)
             s = tl.where(seen, s, -float("inf"))
-        p, shrink, top, total = _weigh(s, top, total)
+        p, shrink, top, total = weigh(s, top, total)
         v = load_ragged(VALUES, start, length, [kv, n0, 0], 1).reshape(BN, D)
         if UPCAST:
             v = v.to(tl.float32)

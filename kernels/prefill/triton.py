@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.decode.triton import LOG2E, _tanh, _weigh, padded
+from kernels.attention import LOG2E, gather, padded, score, weigh
 
 
 @triton.jit
@@ -31,19 +31,7 @@ def _tile(
         there = t < length
         page = tl.load(TABLES + table + t // PAGE, mask=there, other=0).to(tl.int64)
         token = page * (KV_HEADS * PAGE) + kv * PAGE + t % PAGE
-        if MASKED:
-            k = tl.load(K + token[None, :] * D + d[:, None], mask=there[None, :] & (d[:, None] < D), other=0.0)
-        else:
-            k = tl.load(K + token[None, :] * D + d[:, None], mask=d[:, None] < D, other=0.0)
-        if UPCAST:
-            k = k.to(tl.float32)
-        elif QUANTIZED:
-            k = k.to(q.dtype)
-        s = tl.dot(q, k, input_precision="ieee") * scale
-        if QUANTIZED:
-            s = s * tl.load(KEY_SCALES + token, mask=there, other=0.0)[None, :]
-        if SOFTCAP:
-            s = _tanh(s / softcap) * softcap
+        s = score(q, K, KEY_SCALES, token, there, d, scale, softcap, D, SOFTCAP, QUANTIZED, UPCAST, WHOLE=not MASKED)
         if HAS_SLOPES:
             slope = tl.load(SLOPES + head, mask=real, other=0.0) * 1.4426950408889634
             s += slope[:, None] * (t[None, :] - mine[:, None])
@@ -52,18 +40,8 @@ def _tile(
             if WINDOW > 0:
                 seen = seen & (t[None, :] > mine[:, None] - WINDOW)
             s = tl.where(seen, s, -float("inf"))
-        p, shrink, top, total = _weigh(s, top, total)
-        if MASKED:
-            v = tl.load(V + token[:, None] * DV + dv[None, :], mask=there[:, None] & (dv[None, :] < DV), other=0.0)
-        else:
-            v = tl.load(V + token[:, None] * DV + dv[None, :], mask=dv[None, :] < DV, other=0.0)
-        if QUANTIZED:
-            p = p * tl.load(VALUE_SCALES + token, mask=there, other=0.0)[None, :]
-        if UPCAST:
-            v = v.to(tl.float32)
-        elif QUANTIZED:
-            v = v.to(q.dtype)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        p, shrink, top, total = weigh(s, top, total)
+        acc = gather(acc, shrink, p, q, V, VALUE_SCALES, token, there, dv, DV, QUANTIZED, UPCAST, WHOLE=not MASKED)
     return top, total, acc
 
 

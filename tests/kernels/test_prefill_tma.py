@@ -8,8 +8,8 @@ import types
 import pytest
 import torch
 
+from kernels.attention import LOG2E
 from kernels.decode import reference as paged
-from kernels.decode.triton import LOG2E
 from kernels.prefill import gluon, reference, tma
 from kernels.prefill.triton import tiles
 from tests.kernels.paged import DEVICE, DTYPES, LIMIT, error, features
