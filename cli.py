@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from commands import kernels, runs
+from commands import compress, kernels, runs
 from commands.backup import backup
 from commands.catalog import models, strategies, tasks
 from commands.doctor import doctor
 from commands.export import export
+from commands.export_onnx import export_onnx
 from commands.output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, exit_code, report_error
 from commands.queue import submit, tour, worker
 from commands.run import run
@@ -30,8 +31,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (run, submit, tour, worker, models, tasks, strategies, export, backup, doctor):
+for verb in (run, submit, tour, worker, models, tasks, strategies, export, export_onnx, backup, doctor):
     app.command()(verb)
+app.command()(compress.compress)
+app.add_typer(compress.app, name="artifacts")
 app.add_typer(runs.app, name="runs")
 app.add_typer(kernels.app, name="kernels")
 

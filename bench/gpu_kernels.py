@@ -55,7 +55,7 @@ FEATURES: dict[str, tuple[dict[str, int | str], ...]] = {
     "decode": ({"kv": "int8"}, {"kv": "fp8"}, {"window": 1024}, {"tree": 16}),
     "shared": ({"kv": "int8"}, {"kv": "fp8"}, {"softcap": 50}),
     "prefill": ({"window": 1024}, {"softcap": 50}),
-    "linear": ({"weight": "int4"}, {"weight": "fp8"}),
+    "linear": ({"weight": "int4"}, {"weight": "nf4"}, {"weight": "fp8"}, {"activations": "int8"}),
     "sampler": ({"top_k": 50}, {"top_p": 95}, {"top_k": 50, "top_p": 95, "min_p": 5}),
 }
 WITH_FEATURES = {"linear": 3}  # so many of the shapes, where it is not the first one alone

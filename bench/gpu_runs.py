@@ -27,6 +27,7 @@ from engine.models import ModelHost
 from engine.run import execute
 from spec.choices import Attention, Backend, Dtype, Fusion, Graphs
 from spec.errors import IsoquantError
+from spec.recipe import parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import Majority
 
@@ -34,12 +35,17 @@ NEW_TOKENS = 96
 COLUMNS = ("throughput_tok_s", "itl_p50_s", "ttft_p50_s", "peak_memory_bytes", "j_per_token")
 OURS = Runtime(device="cuda")
 THEIRS = Runtime(device="cuda", backend=Backend.TRANSFORMERS)
-WAYS: dict[str, Runtime] = {
-    "isoquant": OURS,
-    "isoquant, no fused kernels": replace(OURS, fusion=Fusion.OFF),
-    "isoquant, no CUDA graphs": replace(OURS, graphs=Graphs.OFF),
-    "transformers": THEIRS,
-    "transformers, static cache + compile": replace(THEIRS, fusion=Fusion.COMPILE),
+# What each way changes in a RunSpec.
+WAYS: dict[str, dict[str, Any]] = {
+    "isoquant": {"runtime": OURS},
+    "isoquant, int8": {"runtime": OURS, "compression": parse_recipe("int8")},
+    "isoquant, int4": {"runtime": OURS, "compression": parse_recipe("int4:group=128")},
+    "isoquant, nf4": {"runtime": OURS, "compression": parse_recipe("nf4:group=64")},
+    "isoquant, fp8": {"runtime": OURS, "compression": parse_recipe("fp8")},
+    "isoquant, no fused kernels": {"runtime": replace(OURS, fusion=Fusion.OFF)},
+    "isoquant, no CUDA graphs": {"runtime": replace(OURS, graphs=Graphs.OFF)},
+    "transformers": {"runtime": THEIRS},
+    "transformers, static cache + compile": {"runtime": replace(THEIRS, fusion=Fusion.COMPILE)},
 }
 SHARED: dict[str, Runtime] = {
     "64 samples, shared keys read once": replace(OURS, attention=Attention.CASCADE),
@@ -49,9 +55,9 @@ SHARED: dict[str, Runtime] = {
 
 def decode(model: str, batch: int) -> Iterator[tuple[str, RunSpec]]:
     """One greedy batch in every way."""
-    for name, runtime in WAYS.items():
-        task = TaskSpec(limit=batch, max_new_tokens=NEW_TOKENS)
-        yield name, RunSpec(model, Precision(Dtype.BF16), replace(runtime, batch_size=batch), task=task)
+    base = RunSpec(model, Precision(Dtype.BF16), task=TaskSpec(limit=batch, max_new_tokens=NEW_TOKENS))
+    for name, changes in WAYS.items():
+        yield name, replace(base, **(changes | {"runtime": replace(changes["runtime"], batch_size=batch)}))
 
 
 def samples(model: str, prompt: int, folder: Path) -> Iterator[tuple[str, RunSpec]]:

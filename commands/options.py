@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,20 +17,25 @@ import typer
 
 from commands.output import note
 from engine import refusals
-from engine.catalog import resolve, resolve_reward
+from engine.catalog import resolve, resolve_all
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
+from engine.recipes import check_recipe
+from spec.choices import Backend
 from spec.parameters import Parameter, parameters
 from spec.paths import expand
+from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import LOGPROB, parse_strategy
 from tasks.registry import check_votes, load_task
 
+QUANTIZATIONS = tuple(name for name, step in STEPS.items() if issubclass(step, Quantize))
 PARTS: dict[str, type] = {"precision": Precision, "runtime": Runtime, "task": TaskSpec, "": RunSpec}
 OPTIONS: dict[str, tuple[str, str]] = {
     "precision": ("precision", "weights"),
     "kv_cache": ("precision", "kv_cache"),
     "backend": ("runtime", "backend"),
+    "server": ("runtime", "server"),
     "device": ("runtime", "device"),
     "batch_size": ("runtime", "batch_size"),
     "batching": ("runtime", "batching"),
@@ -51,12 +57,16 @@ OPTIONS: dict[str, tuple[str, str]] = {
 }
 HELP = {"limit": "How many problems (perplexity: lines of the text); none means all."}
 SHOWN_SKIPS = 20
+MODELS = ("reward", "draft", "small", "others")  # parameters of strategies that name models
 _MODEL = "Model: a name from `models`, shape:NAME, a folder, or a hub id."
 _STRATEGY = "Decoding strategy, e.g. greedy or majority:n=8,temperature=0.8; see `strategies`."
+_RECIPE = "How the model is compressed, e.g. int4 or prune:level=0.5+int8; see `compress --steps`."
 _SKIP = "Leave out malformed lines of a data file, and name them, instead of refusing the file."
 
 Db = Annotated[str | None, typer.Option("--db", help="Database file; default: isoquant.db in ISOQUANT_HOME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+RecipeText = Annotated[str, typer.Option("--recipe", help=_RECIPE)]
 
 
 def _option(name: str) -> inspect.Parameter:
@@ -83,6 +93,7 @@ def takes_spec(verb: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         _keyword("model", str, typer.Option("--model", help=_MODEL, show_default=False), ...),
         *(_option(name) for name in OPTIONS),
+        _keyword("recipe", str | None, typer.Option("--recipe", help=_RECIPE, show_default=False), None),
         _keyword("strategy", str, typer.Option("--strategy", help=_STRATEGY), "greedy"),
         _keyword("skip_bad", bool, typer.Option("--skip-bad", help=_SKIP), False),
     ]
@@ -102,25 +113,35 @@ def takes_spec(verb: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def make_spec(model: str, strategy: str = "greedy", skip_bad: bool = False, **options: str | None) -> RunSpec:
-    """The spec of option texts; None means not given. Relative paths are made absolute: a worker runs elsewhere."""
+def make_spec(
+    model: str, strategy: str = "greedy", skip_bad: bool = False, recipe: str | None = None, **options: str | None
+) -> RunSpec:
+    """The spec of option texts; None means not given. Relative paths are made absolute: a worker runs elsewhere.
+
+    A quantization in the place of a precision is the last step of the recipe: ``--precision int4``.
+    """
     data: dict[str, Any] = {"precision": {}, "runtime": {}, "task": {"skip_bad": skip_bad}}
+    if (options.get("precision") or "").partition(":")[0] in QUANTIZATIONS:
+        recipe = "+".join(filter(None, (recipe, options.pop("precision"))))
+    if recipe is not None:
+        data["compression"] = make_recipe(recipe).to_list()
     for name, value in options.items():
         if value is not None:
             part, field = OPTIONS[name]
             (data[part] if part else data)[field] = value
     if "name" in data["task"]:
         data["task"]["name"] = _absolute_task(data["task"]["name"])
-    data["model"] = _absolute_model(model)
-    data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict())
+    served = data["runtime"].get("backend", "").partition(":")[0] == Backend.OPENAI
+    data["model"] = model if served else model_name(model)
+    data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict(), ("reward",) if served else MODELS)
     return RunSpec.from_dict(data)
 
 
-def _absolute_models(strategy: dict[str, Any]) -> dict[str, Any]:
+def _absolute_models(strategy: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The parameters of a strategy, the folders of its models and of its reward model by their full path."""
-    for name in ("reward", "draft", "small", "others"):
+    for name in names:
         if name in strategy and strategy[name] != LOGPROB:
-            strategy[name] = "+".join(_absolute_model(model) for model in strategy[name].split("+"))
+            strategy[name] = "+".join(model_name(model) for model in strategy[name].split("+"))
     return strategy
 
 
@@ -129,7 +150,20 @@ def _absolute_task(name: str) -> str:
     return f"{kind}:{expand(path).absolute()}" if colon and path else name
 
 
-def _absolute_model(name: str) -> str:
+def make_recipe(text: str) -> Recipe:
+    """The recipe of a text, with the folders and files it names by their full path."""
+    steps = []
+    for step in parse_recipe(text).steps:
+        if isinstance(step, Distill):
+            step = replace(step, teacher=model_name(step.teacher))
+        elif isinstance(step, Calibrate):
+            step = replace(step, data=_absolute_task(step.data))
+        steps.append(step)
+    return Recipe(tuple(steps))
+
+
+def model_name(name: str) -> str:
+    """A folder by its full path; any other name as it is."""
     try:
         folder = Path(name).expanduser()
         is_folder = (
@@ -146,11 +180,9 @@ def check(spec: RunSpec) -> list[str]:
     Returns what ``--skip-bad`` left out of the data file.
     """
     check_votes(spec)
-    resolve(spec.model)
-    for name in spec.strategy.models:
-        resolve(name)
-    if spec.strategy.reward_name is not None:
-        resolve_reward(spec.strategy.reward_name)
+    resolve_all(spec)
     gpu_index(spec.runtime.device, len(gpus()))
     refusals.check(spec)
+    if spec.compression:
+        check_recipe(resolve(spec.model), spec.compression)
     return list(getattr(load_task(spec.task), "skipped", ()))

@@ -32,7 +32,13 @@ from spec.statistics import wilson
 from store import Lease, Store
 
 NoSave = Annotated[bool, typer.Option("--no-save", help="Measure and print, but keep nothing.")]
-_PHASES = {"load": "Loading", "warmup": "Warming up", "measure": "Measuring", "summarise": "Summing up"}
+_PHASES = {
+    "load": "Loading",
+    "compress": "Compressing",
+    "warmup": "Warming up",
+    "measure": "Measuring",
+    "summarise": "Summing up",
+}
 LINE_EVERY_S = 5.0
 
 

@@ -17,7 +17,7 @@ from spec.errors import InputError, unknown
 from store import NotFound, Run, Store
 
 LIST_COLUMNS = (
-    "run_id", "state", "created", "model", "weights", "strategy_text", "task", "task_limit", "batch_size", "seed",
+    "run_id", "state", "created", "model", "precision", "strategy_text", "task", "task_limit", "batch_size", "seed",
     "done", "total", "accuracy", "accuracy_low", "accuracy_high", "n_problems", "latency_p50_s", "throughput_run_tok_s",
     "energy_j", "energy_valid", "energy_method", "spec_text", "message",
 )  # fmt: skip

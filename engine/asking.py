@@ -18,7 +18,6 @@ from engine.devices import check_fits
 from engine.job import Asked, Job, Prompts
 from engine.measure.account import Account, Shapes
 from engine.measure.memory import RssMeter
-from engine.measure.sensors import energy_meter
 from engine.measure.summary import RunRecord
 from engine.measure.time import SequenceTiming, now, paused, synchronise
 from engine.progress import Reporter
@@ -28,12 +27,13 @@ from engine.scheduler import Judge as OpenJudge
 from engine.scheduler import Scheduler
 from engine.setup import Setup
 from spec.choices import Backend
-from spec.errors import InputError
+from spec.errors import InputError, ServerError
 from spec.results import Answer, Phase
 from spec.strategy import Sample
 from tasks.problem import Problem
 
 WARM_UP_TOKENS = 4
+WARM_UP_WORDS = "Warm-up. "
 OWN_NUMBERS = -1  # the stream of a problem's random numbers that belong to no sequence
 CUT_SHORT = "Some answers had less room than max_new_tokens, because the model's context was full."
 CUT_SCORED = "Some solutions were longer than the reward model's context, which read and scored only their beginning."
@@ -82,11 +82,12 @@ class Asking:
             answers, timings = list(self._earlier), list[SequenceTiming]()
             setup.on_event(Phase("measure", f"{len(self._todo)} problems"))
             scheduler = Scheduler(backend, judge, self._reporter.step)
-            with energy_meter(setup.device) as energy, RssMeter() as rss:
+            with setup.energy() as energy, RssMeter() as rss:
                 self._reporter.start()
                 started = now()
                 for job in scheduler.run(self._jobs()):
-                    with paused():  # checking and storing an answer is no part of giving it
+                    # Checking and storing an answer is no part of giving it, but a server writes on meanwhile.
+                    with contextlib.nullcontext() if backend.goes_on else paused():
                         answers.append(self._answer(job))
                         timings += job.timings
                         self._reporter.answered(answers[-1])
@@ -95,7 +96,7 @@ class Asking:
             kv = backend.kv_bytes_peak
             setup.ran = backend.attention
         self._reporter.finish()
-        if setup.spec.strategy.samples > 1 and setup.spec.runtime.backend is Backend.TRANSFORMERS:
+        if setup.spec.strategy.samples > 1 and setup.spec.runtime.backend is not Backend.ISOQUANT:
             setup.note(NO_SHARING)
         if self._grader.note:
             setup.note(self._grader.note)
@@ -105,7 +106,7 @@ class Asking:
             answers=answers,
             timings=timings,
             earlier=len(self._earlier),
-            missing={"kv_bytes_peak": lacking, "warmup_s": NO_PROMPT if self._todo else NOTHING_LEFT},
+            missing={"kv_bytes_peak": lacking, "warmup_s": NO_PROMPT if self._todo else NOTHING_LEFT} | setup.lacking(),
         )
         return record, prompts[0].text if prompts else None
 
@@ -177,11 +178,17 @@ class Asking:
         started = now()
         sampling = Sampling.of(spec.strategy) if isinstance(spec.strategy, Sample) else None
         room = min(WARM_UP_TOKENS, self._max_new_tokens, *(self._room(p) for _, p in batch))
-        backend.submit([Row(p.ids, room, sampling, 0, 0, tuple(setup.task.stop), (i,)) for i, p in batch])
-        texts = {}
+        # A server keeps what it read, and cannot be made to forget: the same text behind other words is new to it.
+        lead = () if setup.server is None else tuple(setup.pieces.encode_plain(WARM_UP_WORDS))
+        stop = tuple(setup.task.stop)
+        backend.submit([Row(lead + p.ids, room, sampling, 0, 0, stop, (i,)) for i, p in batch])
+        texts, errors = {}, []
         while backend.busy:
             for row, grown in backend.step(self._reporter.poll):
                 texts[row] = grown.extension.text
+                errors += [grown.error] if grown.error else []
+        if errors and len(errors) == len(texts):
+            raise ServerError(f"{errors[0]} No prompt of the first batch was answered, so the run was not begun.")
         if judge is not None:
             # As long as the answers may get, for a reward model's first batch of a new length is slow.
             times = max(1, self._max_new_tokens // WARM_UP_TOKENS)
@@ -202,6 +209,8 @@ class Asking:
     def _check_memory(self, batch: Sequence[Prompt]) -> None:
         """Refuse a batch whose prompts alone need more memory than there is; answers may add to it."""
         loaded = self._setup.loaded
+        if loaded.sizes is None:  # behind a server
+            return
         longest = max(len(p.ids) for p in batch)
         cache = len(batch) * longest * loaded.sizes.kv_bytes_per_token(str(loaded.dtype))
         logits = 2 * len(batch) * loaded.sizes.vocab * 4

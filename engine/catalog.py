@@ -24,6 +24,7 @@ from engine.shapes import SHAPES
 from engine.sizes import ModelSizes, saved_dtype, sizes_of_files, sizes_of_shape
 from spec.errors import IsoquantError, ModelError, SpecError, shorten, shorten_path, unknown
 from spec.paths import expand, is_folder
+from spec.run_spec import RunSpec
 
 LAB_MODELS = Path(__file__).resolve().parent.parent / "lab" / "models"
 LAB_FAMILY = ("lab-xs", "lab-s", "lab-m", "lab-l")
@@ -88,6 +89,25 @@ def resolve_reward(name: str) -> ModelRef:
     if is_folder(folder) or _looks_like_folder(name):
         return _folder(name, "folder", folder)
     raise unknown("reward model", name, [LAB_REWARD], field="strategy.reward")
+
+
+def resolve_model(spec: RunSpec) -> ModelRef:
+    """What the model of a run means; raises like ``resolve``.
+
+    The models of a server are known to the server alone, which is asked when the run starts.
+    """
+    if spec.runtime.server is not None:
+        return ModelRef(spec.model, "server", None, None, None, {})
+    return resolve(spec.model)
+
+
+def resolve_all(spec: RunSpec) -> None:
+    """Raise what ``resolve`` raises for the first model or reward model of a run that is not there."""
+    if spec.runtime.server is None:
+        for name in (spec.model, *spec.strategy.models):
+            resolve(name)
+    if (reward := spec.strategy.reward_name) is not None:
+        resolve_reward(reward)
 
 
 def list_models(extra_dirs: Iterable[Path | str] = ()) -> list[ModelInfo]:

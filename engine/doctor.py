@@ -24,6 +24,7 @@ from engine.catalog import list_models, list_rewards
 from engine.measure import hardware, sensors
 from engine.measure.energy import NoSource
 from engine.measure.roofline import Roofline, calibrate
+from engine.onnx import packages
 from spec.choices import Attention, Fusion, Graphs, KvDtype
 from spec.paths import expand
 
@@ -51,6 +52,7 @@ def report(*, network: bool = False) -> list[Check]:
         check_package("transformers", "fail"),
         check_kernels(),
         check_package("math-verify", "warn"),
+        check_onnx(),
         check_native(),
         *check_devices(),
         *check_triton(),
@@ -102,6 +104,15 @@ def check_package(name: str, missing: Literal["warn", "fail"]) -> Check:
     if version is not None:
         return Check(name, "ok", version)
     return Check(name, missing, "not installed", "run `pip install -r requirements.txt`")
+
+
+def check_onnx() -> Check:
+    """Models can be exported to ONNX and run by ONNX Runtime."""
+    reason = refusals.backend_reason("onnxruntime")
+    if reason is not None:
+        return Check("ONNX Runtime", "warn", "not usable", f"{reason}; the back end onnxruntime needs it")
+    found = (name for name in ("cpu", "cuda") if packages.device_reason(name) is None)
+    return Check("ONNX Runtime", "ok", f"{hardware.package_version('onnxruntime')} on {', '.join(found)}")
 
 
 def check_kernels(version: Callable[[str], str | None] = hardware.package_version) -> Check:

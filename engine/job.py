@@ -137,13 +137,16 @@ class Job:
         self.account.grew(row, grown)
         self._grown[self._places[row]] = grown
         problem, asked = self.asked.problem.id, self.asked
-        if not row.replay:
+        if not row.replay and not grown.error:
             self.timings.append(SequenceTiming(problem, asked.repeat, self._asked_s, grown.started_s, grown.token_s))
         if len(self._grown) < len(self._places):
             return False
         found = [self._grown[i] for i in range(len(self._grown))]
         self._grown = {}
-        self._advance(self._result(found))
+        if failed := next((g.error for g in found if g.error), None):
+            self._end(error=failed)
+        else:
+            self._advance(self._result(found))
         return True
 
     def _result(self, found: list[Grown]) -> Result:

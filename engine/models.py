@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.utils import logging as hf_logging
 
 from engine import hub
+from engine.artifacts import Artifact
 from engine.catalog import ModelRef, resolve
+from engine.compress.loading import compress, prepared, read_artifact, simulated_reason
 from engine.devices import check_fits, is_out_of_memory, pick_device, pick_dtype, release, torch_dtype
-from engine.folders import HEAD_FILE, weight_files
+from engine.fingerprints import files_state, fingerprint
 from engine.measure.flops import ModelShape, model_shape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
@@ -25,11 +26,12 @@ from engine.sizes import ModelSizes, context_of
 from engine.tokenizers import SyntheticTokenizer, Tokenizer, load_tokenizer
 from spec.choices import Attention, Backend, Dtype
 from spec.errors import DoesNotFitError, ModelError, SpecError, shorten, shorten_path
+from spec.recipe import Recipe
 from spec.run_spec import RunSpec
 
 KEEP = 3
+NOT_COMPRESSED = Recipe()
 FITS_ADVICE = "choose a smaller model, or a smaller number format (bf16)."
-_SAMPLED = 1 << 20
 
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()  # its reports on damaged folders are tables; ours are one sentence
@@ -40,14 +42,17 @@ class LoadedModel:
     """A model ready to run.
 
     Attributes:
-        name: as the user wrote it; ``kind``: lab, shape, folder or hub.
+        name: as the user wrote it; ``kind``: lab, shape, folder or hub, or server: what is behind one tells no sizes.
         dtype: of the weights; ``attention``: the implementation that runs.
         load_s: reading the weights and placing them on the device.
         shape: parameter counts and widths, for the compute formulas; ``sizes``: for memory.
         context: most positions, None where there is no limit.
         fingerprint: 16 hex digits that change when the weights or the config do.
         unused: weights in the files that the architecture has no place for.
+        recipe: how it was compressed, ``artifact`` the prepared model that was read; "" and None where it was not.
+        simulated: why its compressed products have the errors of their format but not its speed; None where they have.
         warm: whether the model was already loaded when it was asked for.
+        facts: what a result's environment tells besides, where something other than torch runs the model.
     """
 
     name: str
@@ -58,14 +63,18 @@ class LoadedModel:
     device: torch.device
     dtype: Dtype
     attention: str
-    load_s: float
-    weights_bytes: int
+    load_s: float | None
+    weights_bytes: int | None
     shape: ModelShape
-    sizes: ModelSizes
+    sizes: ModelSizes | None
     context: int | None
     fingerprint: str
     unused: int
+    recipe: str = ""
+    artifact: Artifact | None = None
+    simulated: str | None = None
     warm: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_meaning(self) -> bool:
@@ -84,16 +93,14 @@ class ModelHost:
         self._loaded: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
     def get(self, spec: RunSpec) -> LoadedModel:
-        """The model of a run, loaded if it is not. Raises ModelError, SpecError, DoesNotFitError."""
-        ref = resolve(spec.model)
-        if ref.kind == "hub" and ref.path is None:
-            hub.fetch(ref.name)
-            ref = resolve(spec.model)
+        """The model of a run, loaded if it is not; a compressed one must have been prepared. Errors as ``load``."""
+        ref = fetched(spec.model)
         device = pick_device(spec.runtime.device)
         dtype = pick_dtype(spec.precision.weights, ref.dtype, device)
         attention = spec.runtime.attention
         key = ("model", ref.name, str(ref.path), str(device), dtype, _implementation(attention), files_state(ref))
-        loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, attention))
+        key = (*key, str(spec.compression))
+        loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, attention, spec.compression))
         return loaded
 
     def keep_or_load(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
@@ -135,16 +142,43 @@ class ModelHost:
         release(device)
 
 
-def load(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention = Attention.AUTO) -> LoadedModel:
-    """Load what ``ref`` means onto ``device``. Raises ModelError, SpecError (attention) and DoesNotFitError."""
+def fetched(name: str) -> ModelRef:
+    """What a model's name means, once it is on this machine. Raises like ``resolve`` and ``hub.fetch``."""
+    ref = resolve(name)
+    if ref.kind == "hub" and ref.path is None:
+        hub.fetch(ref.name)
+        ref = resolve(name)
+    return ref
+
+
+def load(
+    ref: ModelRef,
+    device: torch.device,
+    dtype: Dtype,
+    attention: Attention = Attention.AUTO,
+    recipe: Recipe = NOT_COMPRESSED,
+) -> LoadedModel:
+    """Load what ``ref`` means onto ``device``, or what ``recipe`` made of it, which must have been prepared.
+
+    Random weights are compressed here. Raises ModelError, SpecError (attention, recipe) and DoesNotFitError.
+    """
     assert ref.sizes is not None
-    check_fits(f"The weights of {ref.name} in {dtype}", ref.sizes.weights_bytes(dtype), device, FITS_ADVICE)
+    artifact = prepared(ref, recipe) if recipe and ref.path is not None else None
+    needed = ref.sizes.weights_bytes(dtype) if artifact is None else artifact.bytes
+    check_fits(f"The weights of {ref.name} in {recipe or dtype}", needed, device, FITS_ADVICE)
     _import_architecture(ref)
     started = now()
     try:
-        model, tokenizer, unused = (
-            _random(ref, device, dtype, attention) if ref.path is None else _saved(ref, device, dtype, attention)
-        )
+        if artifact is not None:
+            model, tokenizer, unused = *read_artifact(artifact, device, dtype, _implementation(attention)), 0
+        elif ref.path is None:
+            model, tokenizer, unused = _random(ref, device, dtype, attention)
+            if recipe:  # made, not read: no part of the load time
+                begun = now()
+                compress(model, tokenizer, recipe, ref.sizes)
+                started += now() - begun
+        else:
+            model, tokenizer, unused = _saved(ref, device, dtype, attention)
         synchronise(str(device))
     except Exception as error:
         release(device)
@@ -166,8 +200,11 @@ def load(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention
         shape=shape_of(model),
         sizes=ref.sizes,
         context=context_of(ref.config),
-        fingerprint=fingerprint(ref),
+        fingerprint=fingerprint(ref) if artifact is None else artifact.id,
         unused=unused,
+        recipe=str(recipe),
+        artifact=artifact,
+        simulated=simulated_reason(model, device),
     )
 
 
@@ -218,32 +255,6 @@ def shape_of(model: Any) -> ModelShape:
         return ModelShape(parameters, None, 0, 0, (), "the model's config does not describe attention heads and layers")
 
 
-def fingerprint(ref: ModelRef) -> str:
-    """16 hex digits of config and weights: whole small files, the head and the tail of large ones; a shape's config."""
-    digest = hashlib.sha256(repr(sorted(ref.config.items(), key=str)).encode())
-    for file in _tensor_files(ref.path) if ref.path else []:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_SAMPLED if size > 64 * _SAMPLED else size))
-            stream.seek(max(0, size - _SAMPLED))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
-
-
-def files_state(ref: ModelRef) -> tuple[tuple[str, int, int], ...]:
-    """(name, size, time of change) of the files a model is read from; empty for a shape."""
-    if ref.path is None:
-        return ()
-    files = [*_tensor_files(ref.path), *sorted(ref.path.glob("*.json"))]
-    return tuple((f.name, (stat := f.stat()).st_size, stat.st_mtime_ns) for f in files)
-
-
-def _tensor_files(path: Path) -> list[Path]:
-    """The weights and, of a reward model, its head: two reward models may share all the rest."""
-    return [*weight_files(path), *path.glob(HEAD_FILE)]
-
-
 def _import_architecture(ref: ModelRef) -> None:
     """Import the Python module of the architecture, so that ``load_s`` is the weights' time alone."""
     config_class = CONFIG_MAPPING.get(ref.config.get("model_type"), None)
@@ -285,6 +296,8 @@ def _explain(shown: str, attention: Attention, error: Exception) -> ModelError |
     name = _implementation(attention)
     if name is not None and name in text and "attention" in text.lower():
         return SpecError(f"{shown} has no {attention} attention; choose auto or eager.", field="runtime.attention")
+    if isinstance(error, ImportError):  # transformers says which library reads the model's format, and how to get it
+        return ModelError(f"{shown} needs a library that is not installed here: {text[:200].rstrip('. ')}.")
     return ModelError(
         f"{shown} does not load as a causal language model ({type(error).__name__}: {shorten(text, 120)}); check that "
         "its config.json and weights belong together and that transformers knows its architecture."

@@ -59,6 +59,7 @@ class TextScorer:
             raise InputError("The text is too short to score; it must have at least two tokens.")
         window = window or min(WINDOW, loaded.context or WINDOW)
         self.passes = spans(len(self._ids), window, max(1, window // 2))
+        assert loaded.sizes is not None
         self._rows = max(1, min(batch_size, LOGITS_BYTES // (4 * window * max(1, loaded.sizes.vocab))))
 
     def score(self, on_batch: Callable[[int, int], None]) -> TextScore:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from engine.catalog import ModelRef, resolve, resolve_reward
+from engine.catalog import ModelRef, resolve_model, resolve_reward
 from engine.measure.hardware import cores, gpus
 from engine.sizes import BYTES, ModelSizes
-from spec.choices import Backend, Batching, Caching, Dtype, PromptStyle
+from spec.choices import Backend, Batching, Caching, Dtype, PromptStyle, Structure
+from spec.recipe import LowRank, Prune, Quantize, Recipe
 from spec.run_spec import RunSpec
 
 PROMPT_TOKENS = 100
@@ -58,6 +59,11 @@ class Rates:
         return None
 
 
+# Of the weights of a layer, about: those of its MLP, of its attention, all.
+SHARE_OF = {Structure.NEURONS: 0.7, Structure.HEADS: 0.3, Structure.LAYERS: 0.9}
+GROUP_BITS = 0.3  # a scale of 16 bits, and a zero point, for each group
+
+
 @dataclass(frozen=True, slots=True)
 class Past:
     """A measured run on the same hardware: its spec, throughput_run_tok_s and tokens_per_problem."""
@@ -94,17 +100,18 @@ def predict(
     available_bytes: int | None = None,
 ) -> Estimate:
     """Estimate a run of ``problems`` problems. Raises what ``resolve`` raises for a name that is not valid."""
-    ref = resolve(spec.model)
+    ref = resolve_model(spec)
     reward = resolve_reward(name) if (name := spec.strategy.reward_name) else None
     limit = spec.task.max_new_tokens or default_max_new_tokens
     on_gpu = spec.runtime.device != "cpu" and bool(gpus())
-    available = available_bytes if available_bytes is not None else memory_of(on_gpu)
+    available: int | None = available_bytes if available_bytes is not None else memory_of(on_gpu)
     asked = None if problems is None else min(problems, spec.task.limit or problems) * spec.repeats
     seconds, tokens, basis = _time(spec, ref, reward, asked, limit, past, rates or default_rates(on_gpu), rates is None)
     if ref.sizes is None:
+        available = None if ref.kind == "server" else available  # nothing of it takes memory here
         return Estimate(None, None, None, available, Fit.UNKNOWN, seconds, tokens, basis)
     dtype = str(ref.dtype or Dtype.FP32) if spec.precision.weights is Dtype.AUTO else str(spec.precision.weights)
-    weights = ref.sizes.weights_bytes(dtype)
+    weights = round(ref.sizes.weights_bytes(dtype) * size_share(spec.compression, dtype))
     if reward and reward.sizes:
         as_saved = spec.precision.weights is Dtype.AUTO
         weights += reward.sizes.weights_bytes(str(reward.dtype or Dtype.FP32) if as_saved else dtype)
@@ -154,6 +161,8 @@ def _time(
         note = "" if same else f" at batch size {near.spec.runtime.batch_size}"
         basis = f"Estimated from a measured run of {near.spec.model} with {near.spec.strategy}{note}."
         return asked * each / near.tok_s, round(asked * each), basis
+    if ref.kind == "server":
+        return None, None, "A server tells nothing to estimate from; once a run was measured there, its speed is known."
     if ref.sizes is None:
         return None, None, "The model is not on this machine yet, so its size is not known."
     answer = limit if ref.kind == "shape" else max(1, round(limit * ENDS_EARLY))
@@ -168,7 +177,8 @@ def _time(
         batches = math.ceil(sequences / spec.runtime.batch_size)
         steps = batches * (limit if sequences > 1 else answer)
     fixed = rates.layer_s * (OWN_LAYER if own else 1.0)
-    step_s = ref.sizes.layers * fixed + _active(ref.sizes) * BYTES[dtype] / rates.bytes_per_s
+    read = _active(ref.sizes) * BYTES[dtype] * size_share(spec.compression, dtype)
+    step_s = ref.sizes.layers * fixed + read / rates.bytes_per_s
     shared = own and spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
     work = 2.0 * _active(ref.sizes) * ((asked if shared else sequences) * prompt + sequences * answer)
     if reward and reward.sizes:
@@ -181,6 +191,20 @@ def _time(
     )
 
 
+def size_share(recipe: Recipe, dtype: str) -> float:
+    """About what share of the weights' bytes a recipe leaves; what it cannot tell beforehand it leaves whole."""
+    share = 1.0
+    for step in recipe.work:
+        if isinstance(step, Prune) and step.shrinks:
+            share *= 1 - step.level * SHARE_OF[step.structure]
+        elif isinstance(step, LowRank):
+            share *= min(1.0, 1.3 * step.ratio)  # of matrices three times as wide as high, as in most MLPs
+        elif isinstance(step, Quantize):
+            scales = 0.0 if step.bits == 8 else GROUP_BITS
+            share *= (getattr(step, "size", step.bits) + scales) / (8 * BYTES[dtype])
+    return share
+
+
 def _active(sizes: ModelSizes) -> int:
     """Parameters that a token visits; all of them where that is not known, for an estimate had better be too long."""
     return sizes.parameters if sizes.active is None else sizes.active
@@ -191,8 +215,8 @@ def _nearest(spec: RunSpec, past: Sequence[Past]) -> Past | None:
     alike = [
         p
         for p in past
-        if (p.spec.model, p.spec.precision, p.spec.runtime.device, p.spec.task.kind)
-        == (spec.model, spec.precision, spec.runtime.device, spec.task.kind)
+        if (p.spec.model, p.spec.precision, p.spec.compression, p.spec.runtime.device, p.spec.task.kind)
+        == (spec.model, spec.precision, spec.compression, spec.runtime.device, spec.task.kind)
         and p.tok_s > 0
     ]
     return min(alike, key=lambda p: _distance(spec, p.spec), default=None)

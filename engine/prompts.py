@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.models import LoadedModel
-from engine.tokenizers import ModelTokenizer
 from spec.choices import PromptStyle
 from spec.errors import InputError, SpecError
 from spec.run_spec import TaskSpec
@@ -38,8 +37,7 @@ class PromptMaker:
         self._name = loaded.name
         self._tokenizer = loaded.tokenizer
         self._context = loaded.context
-        inner = getattr(self._tokenizer, "inner", None)
-        if self._style is PromptStyle.CHAT and not getattr(inner, "chat_template", None):
+        if self._style is PromptStyle.CHAT and not self._tokenizer.has_chat:
             raise SpecError(
                 f"{loaded.name} has no chat template; choose the prompt style zero-shot or few-shot.",
                 field="task.prompt_style",
@@ -76,7 +74,6 @@ class PromptMaker:
         """The prompt of a problem; InputError where it leaves the model no room for an answer."""
         bare = self._task.prompt(problem, shots=0)
         if self._style is PromptStyle.CHAT:
-            assert isinstance(self._tokenizer, ModelTokenizer)
             ids = self._tokenizer.encode_chat(bare)
             text = self._tokenizer.chat_text(bare)
         else:

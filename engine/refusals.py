@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from engine.catalog import ModelRef, resolve
-from engine.measure.hardware import machine
+from engine.devices import gpu_index
+from engine.measure.hardware import gpus, machine
+from engine.onnx import packages
+from engine.onnx.recipes import dtype_reason, recipe_reason
 from engine.sizes import first, text_config
-from kernels.dispatch import Wanted, refusal
+from kernels.dispatch import FP8, Wanted, refusal
+from spec.choices import Backend
 from spec.errors import SpecError
+from spec.recipe import Fp8
 from spec.run_spec import RunSpec
 
 NAMES = {"attention": "Attention", "fusion": "Fusion", "graphs": "CUDA graphs", "kv_cache": "KV cache"}
@@ -18,9 +23,21 @@ def reason(field: str, word: str, device: str) -> str | None:
     return None if found is None else found[1]
 
 
+def backend_reason(backend: str) -> str | None:
+    """Why a back end cannot run here; None where it can."""
+    return packages.reason() if backend == Backend.ONNXRUNTIME else None
+
+
 def check(spec: RunSpec) -> None:
     """Raise SpecError for the first choice of a run that its device, its packages or its model's heads do not allow."""
     runtime = spec.runtime
+    if why := backend_reason(runtime.backend):
+        raise SpecError(f"The back end {runtime.backend} cannot run here: {why}.", field="runtime.backend")
+    if runtime.backend is Backend.OPENAI:  # what runs there, this machine need not be able to run
+        return
+    if runtime.backend is Backend.ONNXRUNTIME:
+        _check_onnx(spec)
+    _check_formats(spec)
     wanted = Wanted(
         str(runtime.attention),
         str(runtime.fusion),
@@ -34,6 +51,35 @@ def check(spec: RunSpec) -> None:
         part = "precision" if field == "kv_cache" else "runtime"
         word = getattr(wanted, field)
         raise SpecError(f"{NAMES[field]} {word} cannot run here: {why}.", field=f"{part}.{field}")
+
+
+def _check_formats(spec: RunSpec) -> None:
+    """Raise SpecError for a format of weights that the GPU cannot multiply with."""
+    capability = machine(spec.runtime.device).capability
+    if isinstance(spec.compression.quantization, Fp8) and capability is not None and capability < FP8:
+        raise SpecError(
+            f"fp8 weights need a GPU of compute capability {FP8[0]}.{FP8[1]}, and this one has "
+            f"{capability[0]}.{capability[1]}; choose int8.",
+            field="compression",
+        )
+
+
+def _check_onnx(spec: RunSpec) -> None:
+    """Raise SpecError for what has no form in ONNX Runtime."""
+    if spec.strategy.models:
+        raise SpecError(
+            f"The strategy {spec.strategy.name} asks several models, which runs on the isoquant back end.",
+            field="runtime.backend",
+        )
+    if why := recipe_reason(spec.compression):
+        raise SpecError(f"The back end onnxruntime cannot run {spec.compression}: {why}.", field="compression")
+    if why := dtype_reason(spec.precision.weights, spec.compression):
+        raise SpecError(
+            f"The back end onnxruntime cannot run in {spec.precision.weights}: {why}.", field="precision.weights"
+        )
+    kind = "cpu" if gpu_index(spec.runtime.device, len(gpus())) is None else "cuda"
+    if why := packages.device_reason(kind):
+        raise SpecError(f"The back end onnxruntime cannot use {kind}: {why}.", field="runtime.device")
 
 
 def _head_dim(ref: ModelRef) -> int:

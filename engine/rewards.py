@@ -17,12 +17,13 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from engine.catalog import ModelRef, resolve_reward
 from engine.devices import check_fits, does_not_fit, is_out_of_memory, pick_dtype, release
+from engine.fingerprints import files_state, fingerprint
 from engine.folders import HEAD_FILE, weight_files
 from engine.hazard import HazardHead
 from engine.measure.flops import ModelShape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
-from engine.models import FITS_ADVICE, ModelHost, files_state, fingerprint, read_weights, shape_of
+from engine.models import FITS_ADVICE, ModelHost, read_weights, shape_of
 from engine.reward_kinds import Hazard, Kind, Laid, Separator, Tag, Whole, read, scores, wanted
 from engine.sizes import context_of
 from engine.tokenizers import ModelTokenizer, load_tokenizer

@@ -64,6 +64,6 @@ def execute(
     reset_peak(setup.device)
     record, prompt = measure_text(setup) if task.kind == "text" else Asking(setup, answered).measure()
     on_event(Phase("summarise", "Summing up"))
-    result = summarise(record, environment(spec, setup.loaded, setup.reward, task, prompt, setup.ran))
+    result = summarise(record, environment(spec, setup.loaded, setup.reward, task, prompt, setup.ran, setup.server))
     skipped = [f"Left out of the task: {line}" for line in getattr(task, "skipped", [])]
     return replace(result, notes=[*setup.notes, *skipped, *result.notes])

@@ -18,6 +18,15 @@ class Tokenizer(Protocol):
     stop_ids: frozenset[int]
     pad_id: int
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether the model has a chat form."""
+        ...
+
+    def chat_text(self, message: str) -> str:
+        """One user message in the model's chat form; InputError where it has none."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens included."""
         ...
@@ -67,9 +76,14 @@ class ModelTokenizer:
         """See Tokenizer."""
         return list(self.inner(self.chat_text(message), add_special_tokens=False)["input_ids"])
 
+    @property
+    def has_chat(self) -> bool:
+        """See Tokenizer."""
+        return bool(getattr(self.inner, "chat_template", None))
+
     def chat_text(self, message: str) -> str:
-        """One user message in the model's chat form; InputError where it has none."""
-        if not getattr(self.inner, "chat_template", None):
+        """See Tokenizer."""
+        if not self.has_chat:
             raise InputError("This model has no chat template; choose the prompt style zero-shot or few-shot.")
         messages = [{"role": "user", "content": message}]
         return str(self.inner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
@@ -90,6 +104,7 @@ class SyntheticTokenizer:
 
     stop_ids: frozenset[int] = frozenset()
     pad_id = 0
+    has_chat = False
     _pieces = re.compile(r" ?[^\W\d_]{1,6}|\d| ?[^\s\w]|\s|_", re.UNICODE)
 
     def __init__(self, vocab: int) -> None:
@@ -104,6 +119,10 @@ class SyntheticTokenizer:
         return [self._id(p) for p in self._pieces.findall(text)]
 
     def encode_chat(self, message: str) -> list[int]:
+        """A shape has no chat form."""
+        return self.encode_plain(self.chat_text(message))
+
+    def chat_text(self, message: str) -> str:
         """A shape has no chat form."""
         raise InputError("A random-weight shape has no chat template; choose the prompt style zero-shot or few-shot.")
 

@@ -5,6 +5,7 @@
     ├── InputError          a file or data set is missing or malformed
     ├── ModelError          a model cannot be found or loaded
     │   └── UnsafeModelError    it could, but only by running code that came with it
+    ├── ServerError         a server cannot be reached, refuses a request, or breaks off its answer
     ├── DoesNotFitError     not enough memory; a result in its own right, not a crash
     ├── StoreError          the database cannot be opened, is newer than this program, or the disk is full
     └── Cancelled           the user asked to stop
@@ -40,6 +41,10 @@ class ModelError(IsoquantError):
 
 class UnsafeModelError(ModelError):
     """Loading the model would run code that came with it (a pickle, or remote code)."""
+
+
+class ServerError(IsoquantError):
+    """A server that executes a run cannot be reached, refuses a request, or breaks off its answer."""
 
 
 class DoesNotFitError(IsoquantError):

@@ -67,6 +67,8 @@ def _m(name: str, label: str, formula: str) -> Measure:
 
 
 H, L, N = Better.HIGHER, Better.LOWER, Better.NEITHER
+_KL = "mean, over the tokens of held-out texts, of KL(uncompressed, compressed) of the next token's probabilities"
+_TOP1 = "share of the tokens of held-out texts at which both find the same next token the likeliest"
 _LATENCY = "per problem: strategy starts on the problem to final answer; static batches answer when the batch ends"
 _TTFT = "per sequence: first token on the host minus the sequence's admission, waiting in our queue included"
 _ITL = "gaps between successive tokens of one sequence, pooled over all sequences"
@@ -91,6 +93,8 @@ MEASURES: dict[str, Measure] = {
         _q("pass_at_n", "pass@n", "", H, "mean over problems of 1 - C(n-c, k)/C(n, k) at k = n samples, c correct"),
         _q("perplexity_token", "Perplexity per token", "", L, "exp(negative log-likelihood / tokens scored)"),
         _q("perplexity_byte", "Perplexity per byte", "", L, "exp(negative log-likelihood / UTF-8 bytes scored)"),
+        _q("logit_kl", "Divergence from the uncompressed model", "nats", L, _KL),
+        _q("top1_agreement", "Agreement with the uncompressed model", "", H, _TOP1),
         _t("latency_p50_s", "Latency, median", "s", L, _LATENCY),
         _t("latency_p90_s", "Latency, 90th percentile", "s", L, _LATENCY),
         _t("latency_p95_s", "Latency, 95th percentile", "s", L, _LATENCY),

@@ -32,3 +32,8 @@ def is_folder(path: Path) -> bool:
     except OSError as error:
         words = error.strerror or type(error).__name__
         raise InputError(f"{shorten_path(path)} cannot be looked at ({words}); check the path.") from None
+
+
+def home() -> Path:
+    """Where all that a user makes lies: ``$ISOQUANT_HOME``, or ``./data``. Raises InputError."""
+    return expand(os.environ.get("ISOQUANT_HOME") or "data").absolute()

@@ -110,7 +110,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """The run entered a phase: ``load``, ``warmup``, ``measure`` or ``summarise``; ``detail`` is shown to the user."""
+    """The run entered a phase: ``compress``, ``load``, ``warmup``, ``measure`` or ``summarise``.
+
+    ``detail`` is shown to the user.
+    """
 
     name: str
     detail: str = ""

@@ -14,102 +14,27 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from spec.choices import Attention, Backend, Batching, Caching, Checker, Dtype, Fusion, Graphs, KvDtype, PromptStyle
+from spec import served
+from spec.abilities import refusal
+from spec.choices import Backend, Caching, Checker, PromptStyle
 from spec.errors import SpecError, shorten
 from spec.parameters import build, parameter, validate
+from spec.recipe import Recipe
+from spec.runtime import Precision, Runtime
 from spec.strategy import Greedy, Strategy, strategy_from_dict
+
+__all__ = ["LATER", "MAX_SEED", "Precision", "RunSpec", "Runtime", "TaskSpec"]
 
 KEY_VERSION = 1
 # Fields that came later, at the value that says what had been meant before: left out of the key, so that a run keeps
 # the one it was stored under.
 LATER: dict[str, dict[str, Any]] = {
-    "runtime": {"caching": "auto", "chunk": 512, "fusion": "auto", "graphs": "auto"},
+    "runtime": {"caching": "auto", "chunk": 512, "fusion": "auto", "graphs": "auto", "server": None},
     "strategy": {"repetition_penalty": 1.0},
 }
+LATER_PARTS: dict[str, Any] = {"compression": []}  # whole parts of the same kind
 MAX_TEXT = 4096
 MAX_SEED = 2**53 - 1  # what JSON and a browser hold as a whole number
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Number formats of the weights and of the KV cache."""
-
-    weights: Dtype = parameter(Dtype.AUTO, help="Number format of the weights; auto is the one the model was saved in.")
-    kv_cache: KvDtype = parameter(KvDtype.AUTO, help="Number format of the KV cache; auto is that of the weights.")
-
-    def __post_init__(self) -> None:
-        validate(self, "precision")
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How the work is laid on the machine."""
-
-    backend: Backend = parameter(
-        Backend.ISOQUANT, help="What executes the run: Isoquant's own runtime, or transformers' generate, the baseline."
-    )
-    device: str = parameter("auto", help="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-    batch_size: int = parameter(32, low=1, high=65536, help="Most sequences in flight at once.")
-    batching: Batching = parameter(
-        Batching.AUTO,
-        help="continuous: a free place is filled at once; static: a batch runs until its last sequence ends.",
-    )
-    caching: Caching = parameter(
-        Caching.AUTO,
-        help="What is computed once: prefix, what sequences have in common too; sequence, each its own; off, nothing.",
-    )
-    chunk: int = parameter(
-        512, low=16, high=1_000_000, help="Most tokens of one step of the isoquant back end: longer prompts are cut."
-    )
-    attention: Attention = parameter(
-        Attention.AUTO, help="What computes attention; auto takes the fastest that serves the model here."
-    )
-    fusion: Fusion = parameter(
-        Fusion.AUTO, help="kernels: several operations of a layer in one pass; compile: torch.compile; off: neither."
-    )
-    graphs: Graphs = parameter(
-        Graphs.AUTO, help="On a GPU, decoding steps are recorded and replayed, which saves the time to launch them."
-    )
-
-    def __post_init__(self) -> None:
-        validate(self, "runtime")
-        kind, _, index = self.device.partition(":")
-        if not (self.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())):
-            raise SpecError(
-                f"Unknown device {shorten(self.device)}; use auto, cpu, cuda or cuda:0.", field="runtime.device"
-            )
-        own = self.backend is Backend.ISOQUANT
-        if self.attention.backend not in (None, self.backend):
-            raise SpecError(
-                f"The attention {self.attention} belongs to the back end {self.attention.backend}, not {self.backend}; "
-                "choose that one, or auto.",
-                field="runtime.attention",
-            )
-        if own and self.fusion is Fusion.COMPILE:
-            raise SpecError(
-                "torch.compile is measured on the back end transformers; isoquant has its own fused kernels.",
-                field="runtime.fusion",
-            )
-        if not own and self.fusion is Fusion.KERNELS:
-            raise SpecError(
-                "The fused kernels run on the back end isoquant; transformers has off and compile.",
-                field="runtime.fusion",
-            )
-        if not own and self.graphs is Graphs.ON:
-            raise SpecError(
-                "CUDA graphs of whole decoding steps are recorded on the back end isoquant; leave graphs at auto.",
-                field="runtime.graphs",
-            )
-        if not own and self.batching is Batching.CONTINUOUS:
-            raise SpecError(
-                "The transformers back end fills a batch once; continuous batches run on the back end isoquant.",
-                field="runtime.batching",
-            )
-        if not own and self.caching is Caching.PREFIX:
-            raise SpecError(
-                "The transformers back end shares no prefixes; they are shared on the back end isoquant.",
-                field="runtime.caching",
-            )
 
 
 @dataclass(frozen=True)
@@ -158,7 +83,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Model x precision x runtime x strategy x task x seed. Touches no disk, network, device or environment."""
+    """Model x precision x compression x runtime x strategy x task x seed. Touches no disk, network or device."""
 
     model: str
     precision: Precision = field(default_factory=Precision)
@@ -167,6 +92,7 @@ class RunSpec:
     task: TaskSpec = field(default_factory=TaskSpec)
     seed: int = parameter(0, low=0, high=MAX_SEED, help="Every random choice follows from it.")
     repeats: int = parameter(1, low=1, high=100, help="How often the whole measurement is repeated, seed by seed.")
+    compression: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         if (
@@ -181,12 +107,10 @@ class RunSpec:
                 field="model",
             )
         validate(self, "spec")
-        if self.precision.kv_cache is not KvDtype.AUTO and self.runtime.backend is not Backend.ISOQUANT:
-            raise SpecError(
-                f"A KV cache in {self.precision.kv_cache} is kept by the back end isoquant; transformers keeps it in "
-                "the format of the weights.",
-                field="precision.kv_cache",
-            )
+        if why := refusal("kv_cache", self.precision.kv_cache, self.runtime.backend):
+            raise SpecError(why, field="precision.kv_cache")
+        if self.runtime.backend is Backend.OPENAI:
+            served.check(self)
         if self.strategy.needs_runtime and self.runtime.backend is not Backend.ISOQUANT:
             raise SpecError(
                 f"The strategy {self.strategy.name} reaches into the forward pass, which only the isoquant back end "
@@ -227,6 +151,7 @@ class RunSpec:
         return {
             "model": self.model,
             "precision": _part(self.precision),
+            "compression": self.compression.to_list(),
             "runtime": _part(self.runtime),
             "strategy": self.strategy.to_dict(),
             "task": _part(self.task),
@@ -247,6 +172,8 @@ class RunSpec:
                 if not isinstance(values[name], dict):
                     raise SpecError(f"{name} must be an object, not {shorten(values[name])}.", field=name)
                 values[name] = build(part, values[name], name)
+        if "compression" in values:
+            values["compression"] = Recipe.from_list(values["compression"])
         if "strategy" in values:
             values["strategy"] = strategy_from_dict(values["strategy"])
         spec: RunSpec = build(cls, values, "spec")
@@ -257,6 +184,7 @@ class RunSpec:
         data = self.to_dict()
         for part, later in LATER.items():
             data[part] = {k: v for k, v in data[part].items() if k not in later or v != later[k]}
+        data = {k: v for k, v in data.items() if k not in LATER_PARTS or v != LATER_PARTS[k]}
         text = json.dumps({"v": KEY_VERSION} | data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -265,7 +193,8 @@ class RunSpec:
         task = self.task.name + (f"[{self.task.limit}]" if self.task.limit else "")
         names = ("{} attention", "fusion {}", "graphs {}", "{} KV cache")
         chosen = [name.format(word) for name, word in zip(names, self.execution, strict=True) if word != "auto"]
-        parts = self.model, str(self.precision.weights), str(self.strategy), task, f"batch {self.runtime.batch_size}"
+        model = f"{self.model} + {self.compression}" if self.compression else self.model
+        parts = model, str(self.precision.weights), str(self.strategy), task, f"batch {self.runtime.batch_size}"
         return " | ".join((*parts, *chosen))
 
 

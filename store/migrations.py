@@ -27,6 +27,7 @@ from store import (
     migration_0005,
     migration_0006,
     migration_0007,
+    migration_0008,
 )
 from store.backup import backup, backup_name
 from store.connection import APPLICATION_ID, Connection
@@ -50,6 +51,7 @@ MIGRATIONS: list[Migration] = [
     Migration("New words for back end, batching and prompts; a column for the caching.", migration_0005.STATEMENTS),
     Migration("Attention, fusion, CUDA graphs and the KV cache's format are chosen.", migration_0006.STATEMENTS),
     Migration("A table for what the kernel laboratory measured.", migration_0007.STATEMENTS),
+    Migration("Compression is chosen; two more back ends.", migration_0008.STATEMENTS),
 ]
 
 

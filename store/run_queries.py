@@ -15,7 +15,7 @@ from store.connection import Connection, Row
 from store.filters import Filters, column, like, order_by, where
 from store.values import text
 
-POINT_COLUMNS = ("run_id", "model", "weights", "strategy", "n", "batch_size", "task", "hardware_id", "energy_method")
+POINT_COLUMNS = ("run_id", "model", "precision", "strategy", "n", "batch_size", "task", "hardware_id", "energy_method")
 SEARCHED = ("run_id", "spec_text", "strategy_text", "task", "message", "source", "state")
 PAGE = 1000
 MAX_WORDS = 200  # SQLite takes expressions of limited depth

@@ -63,6 +63,8 @@ def spec_columns(spec: RunSpec) -> Row:
         "model": text(spec.model),
         "weights": str(spec.precision.weights),
         "kv_cache": str(spec.precision.kv_cache),
+        "compression": text(spec.compression),
+        "precision": text(spec.compression) or str(spec.precision.weights),
         "backend": str(spec.runtime.backend),
         "device": text(spec.runtime.device),
         "attention": str(spec.runtime.attention),

@@ -28,6 +28,8 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "model": "Model as asked for: name, folder or hub id.",
             "weights": "Number format of the weights as asked for.",
             "kv_cache": "Number format of the KV cache as asked for.",
+            "compression": "Recipe by which the model is compressed; empty where it is not.",
+            "precision": "The recipe, or without one the number format of the weights, as tables and charts show it.",
             "backend": "What executes the run.",
             "device": "Device as asked for.",
             "attention": "Attention implementation as asked for.",

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from spec import paths
 from spec.errors import InputError, StoreError, shorten
 from spec.paths import expand
 from store import backup as backups
@@ -82,7 +83,10 @@ class Store:
 
 def home() -> Path:
     """Where the database and all else that a user makes lies: ``$ISOQUANT_HOME``, or ``./data``; raises StoreError."""
-    return _expand(os.environ.get("ISOQUANT_HOME") or "data").absolute()
+    try:
+        return paths.home()
+    except InputError as error:
+        raise StoreError(str(error)) from error
 
 
 def _expand(path: Path | str) -> Path:

@@ -40,9 +40,12 @@ def configure(page, model, *, problems, batch=8, samples=2):
     choose(page, "Model", model)
     for label, value in (("Samples", samples), ("Problems", problems), ("Batch size", batch)):
         field = page.get_by_role("spinbutton", name=re.compile(f"^{label}"))
-        field.fill(str(value))
-        field.press("Tab")
-        ready(page)
+        for _ in range(3):  # on a busy machine a rerun that is late may draw the field anew meanwhile
+            field.fill(str(value))
+            field.press("Tab")
+            ready(page)
+            if field.input_value() == str(value):
+                break
 
 
 def start(page):

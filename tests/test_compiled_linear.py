@@ -9,7 +9,7 @@ if importlib.util.find_spec("triton") is None:
 
 from kernels.compiled import compile_for
 from kernels.linear import triton as linear
-from kernels.linear.packing import Kind
+from kernels.linear.weight import Kind
 from tests.exhaustive import rare
 
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program may have
@@ -20,6 +20,8 @@ KINDS = [
     (Kind.FP8, -1, False),
     (Kind.INT4, 128, 0),
     (Kind.INT4, 32, 1),
+    (Kind.NF4, 64, 0),
+    *(rare(Kind.NF4, g, 0) for g in (32, 128, -1)),
     *(rare(Kind.INT4, g, z) for g, z in ((32, 0), (64, 0), (64, 1), (128, 1), (-1, 0), (-1, 1))),
 ]
 pytestmark = pytest.mark.slow
@@ -29,10 +31,6 @@ def types(kind, group, dtype, words="*i16"):
     pointers = dict.fromkeys(("X", "BIAS", "OUT"), f"*{dtype}") | {"PARTS": "*fp32", "ZEROS": "*bf16"}
     pointers |= {"W": "*fp8e4nv" if kind == Kind.FP8 else words, "SCALES": "*fp32" if group == -1 else "*bf16"}
     return NUMBERS | pointers
-
-
-def constants(kind, group, zeros):
-    return {"PLANES": kind.planes, "LANE": kind.chunk // kind.planes, "GROUP": group, "HAS_ZEROS": bool(zeros)}
 
 
 def compiled(kernel, given, how, capability, **options):
@@ -51,10 +49,12 @@ def compiled(kernel, given, how, capability, **options):
 @pytest.mark.parametrize(("capability", "dtype"), [rare(80, "bf16"), rare(89, "bf16"), (90, "bf16"), rare(90, "fp32")])
 @pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
 def test_a_vector(capability, kind, group, zeros, dtype):
-    how = constants(kind, group, zeros) | {"HAS_BIAS": True, "BN": 4, "BC": 128}
+    how = linear.constants(kind, group, bool(zeros)) | {"HAS_BIAS": True, "BN": 4, "BC": 128, "UPCAST": False}
     made = compiled(linear._vector, types(kind, group, dtype, "*i32"), how, capability, warps=4)
     if dtype == "bf16":
         assert made.registers <= 168, "fewer than three programs to a multiprocessor"
+    if kind == Kind.NF4:
+        assert made.count("SHFL") <= 4 * 32 + 32, "more than one shuffle a weight, and those of the sum"
     assert made.count("LDG.E.EF.128") >= 4, "weights do not come 16 bytes at a time, to be forgotten first"
 
 
@@ -65,15 +65,17 @@ def test_a_vector(capability, kind, group, zeros, dtype):
 )  # fmt: skip
 @pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
 def test_a_few_rows(capability, kind, group, zeros, dtype, rows):
-    how = constants(kind, group, zeros) | {"HAS_BIAS": False, "UPCAST": False, "BM": rows}
-    piece, times = linear.pieces(how["LANE"], kind.planes, group)
+    how = linear.constants(kind, group, bool(zeros)) | {"HAS_BIAS": False, "UPCAST": False, "BM": rows}
+    piece, times = linear.pieces(kind, group)
     how |= {"BN": 128 if group in (-1, 128) else 64, "PIECE": piece, "PIECES": times}
     given = types(kind, group, dtype) | {"OUT": "*fp32"}
-    made = compiled(linear._rows, given, how, capability, warps=4, stages=4 if rows == 16 else 3)
+    made = compiled(linear._rows, given, how, capability, warps=4, stages=linear.stages(rows, group))
     assert made.count("LDGSTS.E.BYPASS.128") > 0, "weights do not come 16 bytes at a time"
     assert made.count("HMMA") > 0
-    if kind != Kind.FP8:
-        pairs = how["BN"] * piece * times * kind.planes // 256  # of weights, of each thread and turn
+    if kind == Kind.NF4:
+        assert made.count("SHFL") <= how["BN"] * piece * times * how["PLANES"] // 128
+    elif kind != Kind.FP8:
+        pairs = how["BN"] * piece * times * how["PLANES"] // 256  # of weights, of each thread and turn
         steps = 1 + zeros + 2 * (group == 32)
         found = made.count("HFMA2") + made.count("HADD2") + made.count("HMUL2")
         assert found <= pairs * steps + 32, "weights are converted one by one"
@@ -81,7 +83,7 @@ def test_a_few_rows(capability, kind, group, zeros, dtype, rows):
 
 @pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
 def test_the_dequantized_weight(kind, group, zeros):
-    how = constants(kind, group, zeros) | {"BC": 128, "UPCAST": False}
+    how = linear.constants(kind, group, bool(zeros)) | {"BC": 128, "UPCAST": False}
     made = compiled(linear._dequantize, types(kind, group, "bf16"), how, 90, warps=4)
     assert made.count("STG.E.128") > 0
 

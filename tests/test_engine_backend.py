@@ -297,7 +297,7 @@ def test_other_errors_are_not_taken_for_memory(backends, monkeypatch):
 
 
 def test_a_batch_that_eats_the_last_memory_is_stopped(backends, monkeypatch):
-    from engine.backends import transformers as module
+    from engine.backends import batches as module
 
     backend = backends()
     monkeypatch.setattr(module, "available_bytes", lambda device: 1000)

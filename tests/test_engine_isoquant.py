@@ -13,7 +13,7 @@ from engine.models import ModelHost, load
 from engine.run import execute
 from engine.runtime.blocks import BLOCK
 from engine.runtime.plan import Plan
-from kernels.native import build, ops
+from kernels.native import build, matrix
 from spec.choices import Attention, Dtype
 from spec.errors import Cancelled, DoesNotFitError, SpecError
 from spec.results import Answered
@@ -313,7 +313,7 @@ def test_a_model_that_finds_no_room_is_given_back_whole(folders, monkeypatch):
 def test_a_model_whose_laying_out_fails_is_given_back_whole(folders, monkeypatch):
     one = load(resolve(str(folders["model"])), CPU, Dtype.FP32)
     before = {name: w.clone() for name, w in one.model.state_dict().items()}
-    packed, plain = [], ops.pack
+    packed, plain = [], matrix.pack
 
     def pack(weight):
         packed.append(weight)
@@ -321,7 +321,7 @@ def test_a_model_whose_laying_out_fails_is_given_back_whole(folders, monkeypatch
             raise MemoryError
         return plain(weight)
 
-    monkeypatch.setattr(ops, "pack", pack)
+    monkeypatch.setattr(matrix, "pack", pack)
     with pytest.raises(DoesNotFitError, match="laid out anew"):
         opened(one, sole=True)
     assert len(packed) == 5

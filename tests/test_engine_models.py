@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from engine import catalog, devices, models, shapes
 from engine.catalog import resolve
 from engine.devices import available_bytes, pick_device, pick_dtype
-from engine.models import ModelHost, fingerprint, load
+from engine.fingerprints import fingerprint
+from engine.models import ModelHost, load
 from engine.sizes import sizes_of_shape
 from engine.tokenizers import SyntheticTokenizer
 from spec.choices import Attention, Dtype
@@ -216,3 +217,12 @@ def test_the_synthetic_tokenizer_takes_any_text():
     words = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
     assert 15 <= len(made.encode(words)) <= 35
     assert made.decode([1, 2])
+
+
+def test_a_model_quantized_by_a_library_that_is_not_here_names_it(tmp_path):
+    folder = make_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "aqlm", "in_group_size": 8}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"library that is not installed here.*[Aa][Qq][Ll][Mm]"):
+        load(resolve(str(folder)), torch.device("cpu"), Dtype.FP32)

@@ -7,6 +7,7 @@ from engine.models import ModelHost
 from engine.run import execute
 from kernels.dispatch import Machine
 from spec.errors import SpecError
+from spec.recipe import parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 
 
@@ -32,6 +33,18 @@ def test_a_run_is_refused_before_loading(monkeypatch, spec, field, words):
     with pytest.raises(SpecError, match=words) as caught:
         execute(spec, host=NoHost())
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((8, 0), True), ((8, 9), False), ((9, 0), False), (None, False)])
+def test_fp8_weights_need_a_gpu_that_has_fp8(monkeypatch, capability, refused):
+    monkeypatch.setattr(refusals, "machine", lambda device: Machine(capability, "3.6.0"))
+    spec = RunSpec("lab-xs", compression=parse_recipe("fp8"))
+    if not refused:
+        refusals.check(spec)
+        return
+    with pytest.raises(SpecError, match=r"8\.9") as caught:
+        refusals.check(spec)
+    assert caught.value.field == "compression"
 
 
 def test_heads_that_are_too_wide_are_seen_in_the_config(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from kernels.dispatch import triton_reason
 from kernels.forest.plan import plan
 from spec.choices import Attention, Dtype, Fusion, Graphs, KvDtype
 from spec.errors import DoesNotFitError
+from spec.recipe import parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import Greedy, Majority
 from tests.tiny import ARCHITECTURES, LetterTask, make_model
@@ -29,7 +30,7 @@ BACKENDS = ["isoquant", "transformers"]
 
 def run(
     model, device, *, dtype=Dtype.FP32, strategy=None, batch=4, attention=Attention.AUTO, backend="isoquant",
-    runtime=None, kv_cache=KvDtype.AUTO,
+    runtime=None, kv_cache=KvDtype.AUTO, recipe="",
 ):  # fmt: skip
     runtime = runtime or Runtime(backend=backend, attention=attention)
     spec = RunSpec(
@@ -38,6 +39,7 @@ def run(
         replace(runtime, device=device, batch_size=batch),
         strategy or Greedy(),
         TaskSpec("lab-words"),
+        compression=parse_recipe(recipe),
     )
     answers = []
     result = execute(spec, lambda e: answers.append(e.answer) if hasattr(e, "answer") else None, task=LetterTask())
@@ -69,6 +71,23 @@ def test_samples_equal_the_cpus_in_fp32(tmp_path, backend):
     strategy = Majority(n=4)
     found = run(model, "cuda", strategy=strategy, backend=backend)[1]
     assert found == run(model, "cpu", strategy=strategy, batch=7)[1]
+
+
+RECIPES = [
+    *("int8", "int4:group=32", "int4:group=32,ranges=symmetric", "nf4:group=32", "int8-dynamic", "int8-static"),
+    *("prune:structure=neurons,level=0.5", "prune:structure=2:4", "lowrank:ratio=0.3", "lowrank:ratio=0.3+int8"),
+]
+
+
+@pytest.mark.parametrize("fusion", [Fusion.KERNELS, Fusion.OFF])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_compressed_models_write_what_they_write_on_the_cpu(tmp_path, monkeypatch, recipe, fusion):
+    monkeypatch.setenv("ISOQUANT_HOME", str(tmp_path))
+    model = make_model(tmp_path / "m", hidden_size=64, intermediate_size=96)
+    expected = run(model, "cpu", recipe=recipe)[1]
+    result, found = run(model, "cuda", recipe=recipe, runtime=Runtime(attention=Attention.TRITON, fusion=fusion))
+    assert found == expected
+    assert result.environment["simulated"] is None
 
 
 WAYS = {

@@ -12,7 +12,7 @@ from engine.runtime.attention import gathered
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK
 from engine.runtime.kv_cache import KvCache, KvShape
-from kernels.native import build, ops
+from kernels.native import build, matrix, ops
 
 pytestmark = pytest.mark.skipif(build.reason() is not None, reason=f"no native kernels: {build.reason()}")
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -169,18 +169,18 @@ SIZE = st.integers(1, 70)
 def test_linear_is_a_matrix_product_at_every_size(m, n, k, dtype, seed):
     g = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(m, k, generator=g), torch.randn(n, k, generator=g).to(dtype)
-    packed = ops.pack(weight)
-    found, exact = ops.linear(x, packed, n), x.double() @ weight.double().T
+    packed = matrix.pack(weight)
+    found, exact = matrix.linear(x, packed), x.double() @ weight.double().T
     plain = x @ weight.float().T
     assert found.shape == (m, n)
     assert float((found - exact).abs().max()) <= 2 * float((plain - exact).abs().max()) + 1e-5
     for r in {0, m // 2, m - 1}:
-        assert torch.equal(ops.linear(x[r : r + 1].contiguous(), packed, n)[0], found[r]), "bit for bit"
+        assert torch.equal(matrix.linear(x[r : r + 1], packed)[0], found[r]), "bit for bit"
 
 
 def test_a_weight_that_is_a_view_is_packed_as_it_reads():
     whole = torch.arange(12.0).view(3, 4)
-    assert torch.equal(ops.linear(torch.eye(3), ops.pack(whole.T), 4), whole)
+    assert torch.equal(matrix.linear(torch.eye(3), matrix.pack(whole.T)), whole)
 
 
 def test_loading_the_kernels_leaves_the_processes_arithmetic_alone():

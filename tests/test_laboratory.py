@@ -140,6 +140,8 @@ def test_the_name_of_a_case_never_changes():
         ("shared:batch=4096,prefix=1000000", "smaller shape"),
         ("linear:weight=int5", "did you mean 'int8'"),
         ("linear:inputs=200,weight=int4", "multiple of 128"),
+        ("linear:inputs=200,weight=nf4", "multiple of 128"),
+        ("linear:weight=int4,activations=int8", "a weight in int8"),
         ("sampler:top_p=101", "at most 100"),
     ],
 )
@@ -190,7 +192,10 @@ def test_each_side_says_why_it_cannot_run():
         ("unshared", small("shared", "bf16"), CPU): "no NVIDIA GPU",
         ("triton", small("linear", "bf16", weight="fp8"), replace(H200, capability=(8, 0))): "fp8",
         ("packed", small("linear"), H200): "processors only",
+        ("packed", small("linear", activations="int8"), H200): "more than 16 rows",
+        ("unquantized", small("linear", activations="int8"), CPU): "rounded",
         ("packed", small("linear", weight="fp8"), CPU): "no packed product of fp8",
+        ("packed", small("linear", weight="nf4"), CPU): "no packed product of nf4",
         ("packed", make_case("linear", outputs=100, features={"weight": "int4"}), CPU): "multiples of 16",
         ("triton", small("sampler"), CPU): "no NVIDIA GPU",
     }
@@ -242,7 +247,11 @@ ASKED += [("decode", {"one": True})]
 ASKED += [("prefill", f) for f in ({}, {"window": 9}, {"softcap": 3, "sinks": True}, {"alibi": True})]
 ASKED += [("decode", {"tree": 7}), ("decode", {"tree": 5, "window": 4, "softcap": 3, "sinks": True, "alibi": True})]
 ASKED += [("shared", f) for f in ({}, {"window": 7}, {"window": 20, "softcap": 3, "sinks": True}, {"kv": "int8"})]
-ASKED += [("linear", {}), ("linear", {"weight": "int4"}), ("linear", {"weight": "fp8"})]
+ASKED += [
+    ("linear", {}),
+    *(("linear", {"weight": w}) for w in ("int4", "nf4", "fp8")),
+    ("linear", {"activations": "int8"}),
+]
 ASKED += [
     ("sampler", f) for f in ({}, {"top_k": 9}, {"top_p": 80}, {"min_p": 5}, {"top_k": 99, "top_p": 90, "min_p": 1})
 ]
@@ -414,7 +423,11 @@ def test_the_clock_takes_inputs_in_turn_and_gives_quartiles():
 
 MORE_COMPILED = {
     "decode": [make_case("decode", on_gpu=True, features={"tree": 8})],
-    "linear": [make_case("linear", on_gpu=True, rows=n, features={"weight": "int4"}) for n in (1, 16, 64, 512)],
+    "linear": [
+        make_case("linear", on_gpu=True, rows=n, features={"weight": w})
+        for w, n in (("int4", 1), ("int4", 16), ("int4", 64), ("int4", 512), ("nf4", 1), ("nf4", 16), ("nf4", 512))
+    ]
+    + [make_case("linear", on_gpu=True, rows=n, features={"activations": "int8"}) for n in (1, 64, 512)],
     "sampler": [make_case("sampler", on_gpu=True, features={"top_k": 50, "top_p": 95, "min_p": 5})],
 }
 
@@ -432,6 +445,7 @@ def test_the_compiler_is_asked_about_each_operation(op):
             assert 16 <= fact["registers"] <= 255
         assert {fact["capability"] for fact in found} == {80, 89, 90}
         tensor = op in ("decode", "shared", "prefill") or (op == "linear" and 1 < case["rows"] <= 64)
+        tensor |= case.feature("activations") is not None
         assert any(fact["tensor_core"] > 0 for fact in found) == tensor
 
 

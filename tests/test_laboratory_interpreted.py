@@ -29,8 +29,9 @@ CASES = [
     ),
     ("tma", f"prefill:batch=2,new=20,{HEADS}"),
     ("tma", f"prefill:batch=2,new=20,{HEADS},window=9,softcap=3,sinks,alibi"),
-    *(("triton", f"linear:rows=3,inputs=256,outputs=40,dtype=fp32,weight={w}") for w in ("int8", "int4", "fp8")),
+    *(("triton", f"linear:rows=3,inputs=256,outputs=40,dtype=fp32,weight={w}") for w in ("int8", "nf4", "fp8")),
     ("triton", "linear:rows=3,inputs=256,outputs=40,dtype=fp16,weight=int4"),
+    ("triton", "linear:rows=3,inputs=256,outputs=40,dtype=fp32,activations=int8"),
     ("triton", "sampler:rows=2,vocabulary=3000,dtype=fp32"),
     ("triton", "sampler:rows=2,vocabulary=3000,dtype=fp32,top_k=50,top_p=90,min_p=5"),
 ]

@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGINE = {"spec", "kernels", "tasks", "engine"}
 WEB = {"spec", "tasks", "store", "analysis", "ui"}
 # The web process may ask which models and devices there are; these modules import no torch, as a test below proves.
-WEB_ENGINE = {"engine.catalog", "engine.measure.hardware", "engine.predict", "engine.refusals"}
+WEB_ENGINE = {
+    "engine.catalog",
+    "engine.measure.hardware",
+    "engine.predict",
+    "engine.refusals",
+    "engine.recipes",
+    "engine.artifacts",
+}
 WEB_ENGINE |= {"engine.laboratory.cases", "engine.laboratory.device", "engine.laboratory.op"}
 MAY_IMPORT = {
     "spec": {"spec"},
@@ -30,12 +37,13 @@ MAY_IMPORT = {
     "pages": WEB,
     "app.py": WEB,
 }
-TORCH, SCREEN, SQL = {"engine", "lab", "kernels"}, {"ui", "pages", "app.py"}, {"store"}
+TORCH, SCREEN, SQL, ONNX = {"engine", "lab", "kernels"}, {"ui", "pages", "app.py"}, {"store"}, {"engine"}
 OWNERS = {
     **dict.fromkeys(("torch", "transformers", "accelerate", "tokenizers", "safetensors", "pynvml"), TORCH),
     **dict.fromkeys(("streamlit", "plotly"), SCREEN),
     **dict.fromkeys(("sqlite_utils", "sqlite3", "pysqlite3", "apsw"), SQL),
     "triton": {"kernels"},
+    **dict.fromkeys(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), ONNX),
 }
 OURS = {name.removesuffix(".py") for name in MAY_IMPORT}
 

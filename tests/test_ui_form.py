@@ -180,8 +180,7 @@ def test_a_bad_link_leaves_the_form_as_it_was():
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_has_its_place_in_the_form(name, monkeypatch):
-    monkeypatch.setattr(offers, "resolve", lambda model: None)
-    monkeypatch.setattr(offers, "resolve_reward", lambda model: None)
+    monkeypatch.setattr(offers, "resolve_all", lambda spec: None)
     kinds = [kind for kind, names in offers.KINDS.items() if name in names]
     assert kinds == [offers.kind_of(name)]
     at = visit("run", session={"run_model": SPEC.model, "run_strategy": name})
@@ -305,11 +304,44 @@ def test_names_in_a_message_of_the_form_are_not_markdown():
 
 
 def test_a_folder_that_may_not_be_read_is_one_sentence(monkeypatch):
-    def refuse(name):
-        raise PermissionError(13, "Permission denied", f"{name}/config.json")
+    def refuse(spec):
+        raise PermissionError(13, "Permission denied", f"{spec.model}/config.json")
 
-    monkeypatch.setattr(offers, "resolve", refuse)
-    monkeypatch.setattr(offers, "describe", refuse)
+    monkeypatch.setattr(offers, "resolve_all", refuse)
+    monkeypatch.setattr(offers, "describe", lambda name: refuse(replace(SPEC, model=name)))
     at = visit("run", session={"run_model": "/locked"})
     assert not at.exception
     assert "The model cannot be looked at: /locked/config.json: Permission denied." in words(at)
+
+
+def test_a_server_is_asked_by_its_address():
+    spec = replace(SPEC, model="org/served", runtime=Runtime("openai:http://localhost:8000/v1", batch_size=4))
+    at = again(spec)
+    assert not at.error
+    assert "the server calls it" in words(at)
+    assert command(spec) in [c.value for c in at.code]
+    assert "**Time** n/a" in words(at)
+    assert "**Memory** n/a" in words(at)
+    assert not button(at, "Run").disabled
+    at.text_input(key="run_server").set_value("localhost")
+    at.switch_page(FORM).run()
+    assert "needs the address of a server" in words(at)
+    assert button(at, "Run").disabled
+
+
+def test_what_a_server_cannot_do_is_said_by_the_form():
+    spec = replace(SPEC, runtime=Runtime("openai:http://localhost:8000/v1"))
+    at = again(spec)
+    assert not [s for s in at.selectbox if s.key in ("run_c_precision", "run_c_structure", "run_weights")]
+    at.selectbox(key="run_task").set_value("perplexity")
+    at.switch_page(FORM).run()
+    assert "server" in words(at)
+
+
+def test_the_address_goes_with_its_back_end():
+    spec = replace(SPEC, runtime=Runtime("openai:http://localhost:8000/v1"))
+    at = again(spec)
+    at.selectbox(key="run_backend").set_value("isoquant")
+    at.switch_page(FORM).run()
+    assert not at.error
+    assert command(SPEC) in [c.value for c in at.code]

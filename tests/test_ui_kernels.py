@@ -18,7 +18,7 @@ from spec.errors import InputError
 from spec.kernel_result import KernelStatus
 from spec.run_spec import RunSpec
 from store import open_store
-from ui import kernels_chart, kernels_job, kernels_page, kernels_rows
+from ui import kernels_chart, kernels_job, kernels_page, kernels_rows, process
 from ui.kernels_job import Job
 
 HOSTILE = "<script>alert(1)</script> **bold** [x](http://evil.example)"
@@ -218,7 +218,7 @@ def fake(tmp_path, monkeypatch):
     """Instead of the command line a script that prints what it would, at once."""
     (tmp_path / "cli.py").write_text(FAKE)
     (tmp_path / "row.json").write_text(json.dumps(a_result().to_dict()))
-    monkeypatch.setattr(kernels_job, "ROOT", tmp_path)
+    monkeypatch.setattr(process, "ROOT", tmp_path)
 
 
 def until(is_so):

@@ -46,13 +46,20 @@ def tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
 
 
 def make_model(
-    folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, chat: bool = False
+    folder: Path,
+    architecture: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    chat: bool = False,
+    **changes: int,
 ) -> Path:
-    """A causal language model with random weights large enough that its outputs vary; returns its folder."""
+    """A causal language model with random weights large enough that its outputs vary; returns its folder.
+
+    ``changes``: entries of its config that are other than usual.
+    """
     tokens = tokenizer(chat)
-    config = AutoConfig.for_model(
-        architecture, **ARCHITECTURES[architecture], vocab_size=len(tokens), eos_token_id=0, pad_token_id=0
-    )
+    values = ARCHITECTURES[architecture] | {"vocab_size": len(tokens), "eos_token_id": 0, "pad_token_id": 0} | changes
+    config = AutoConfig.for_model(architecture, **values)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -14,6 +14,8 @@ NAMES = {"weights": "precision", "name": "task"}
 def command(spec: RunSpec, verb: str = "run") -> str:
     """``python cli.py run ...`` with what differs from the defaults, ready for a shell."""
     words = ["python", "cli.py", verb, "--model", spec.model, "--strategy", str(spec.strategy)]
+    if spec.compression:
+        words += ["--recipe", str(spec.compression)]
     words += _differing(spec.precision, Precision) + _differing(spec.runtime, Runtime) + _differing(spec.task, TaskSpec)
     words += _differing(spec, RunSpec)
     if spec.task.skip_bad:

@@ -18,7 +18,7 @@ from store import Store
 
 RUN_PAGE, FRONTIER_PAGE, RUNS_PAGE = "../../pages/run.py", "../../pages/frontier.py", "../../pages/runs.py"
 SCALING_PAGE, TREE_PAGE = "../../pages/scaling.py", "../../pages/tree.py"
-KERNELS_PAGE = "../../pages/kernels.py"
+KERNELS_PAGE, MODELS_PAGE = "../../pages/kernels.py", "../../pages/models.py"
 START_WORKER = "Start one beside the app: `python cli.py worker` (`make run` starts both)."
 STATES = {
     JobState.QUEUED: ("waiting", "gray"),

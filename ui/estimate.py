@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.format import duration, si
-from engine.measure.hardware import ceilings_key, fingerprint, gpus
+from engine.measure.hardware import ceilings_key, fingerprint_of, gpus
 from engine.predict import Estimate, Fit, Past, Rates, predict
 from spec.run_spec import RunSpec
 from store import Store
@@ -33,7 +33,7 @@ def calibrated(store: Store, spec: RunSpec) -> Rates | None:
 
 def measured(store: Store, spec: RunSpec) -> list[Past]:
     """Runs of the same model on this machine, newest first."""
-    here = fingerprint()["hardware_id"]
+    here = fingerprint_of(spec)["hardware_id"]
     columns = ("run_id", "throughput_run_tok_s", "tokens_per_problem")
     rows = store.runs.table({"model": spec.model, "state": "succeeded", "hardware_id": here}, columns, limit=SIMILAR)
     return [
@@ -47,7 +47,7 @@ def sentence(found: Estimate) -> str:
     """The estimate as two lines of markdown."""
     time = roughly(found.seconds)
     if found.needed_bytes is None:
-        memory = "not known"
+        memory = "n/a" if found.available_bytes is None else "not known"
     else:
         memory = f"up to {si(found.needed_bytes, 'B')}, of {si(found.available_bytes, 'B')} free"
     return f"**Time** {time}  \n**Memory** {memory}  \n:gray[{found.basis}]"
@@ -56,7 +56,7 @@ def sentence(found: Estimate) -> str:
 def roughly(seconds: float | None) -> str:
     """A time as exact as a guess can be: ``under 10 s``, ``about 40 s``, ``about 3 min``."""
     if seconds is None:
-        return "not known"
+        return "n/a"
     if seconds < 10:
         return "under 10 s"
     return f"about {duration(round(seconds, -1) if seconds < 120 else round(seconds / 60) * 60)}".replace(".0 s", " s")

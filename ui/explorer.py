@@ -193,7 +193,7 @@ def _table(store: Store, view: View, shown: Selection) -> None:
 def columns_of(rows: pd.DataFrame, shown: Selection, hardware: dict[str, str]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table and how its columns are drawn; shares in percent, other figures with their unit in the head."""
     found = pd.DataFrame({"Frontier": rows["on_frontier"]})
-    for name, column in (("Model", "model"), ("Strategy", "strategy_text"), ("Precision", "weights")):
+    for name, column in (("Model", "model"), ("Strategy", "strategy_text"), ("Precision", "precision")):
         found[name] = rows[column].astype(object)
     found["Batch"] = rows["batch_size"]
     looks: dict[str, Any] = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -15,11 +14,13 @@ import streamlit as st
 from spec.choices import Backend, PromptStyle
 from spec.errors import IsoquantError, SpecError
 from spec.parameters import Parameter, parameters
+from spec.recipe import Recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import STRATEGIES, strategy_from_dict
 from tasks.registry import TASKS, check_task, check_votes
-from ui import components, fields, offers
+from ui import components, compression, fields, offers
 from ui.fields import KEEP, field, label_of, select
+from ui.names import absolute_model, absolute_models, absolute_path, is_served
 
 # What is asked first; the rest lies under "More options".
 MAIN_PARAMETERS = (
@@ -31,12 +32,16 @@ OWN_RULE = "task's own"
 PRECISION, RUNTIME, TASK, RUN = ({p.name: p for p in parameters(c)} for c in (Precision, Runtime, TaskSpec, RunSpec))
 EXECUTION = {n: RUNTIME[n] for n in ("attention", "fusion")} | {"kv_cache": PRECISION["kv_cache"]}
 EXECUTION |= {n: RUNTIME[n] for n in ("batching", "caching", "chunk", "graphs")}
+SERVED = "The model as the server calls it; type auto where it has just one."
 Values = dict[str, Any]
 
 
 def show() -> RunSpec | None:
     """Draw the form; the specification it describes."""
     model = _model()
+    served = is_served(st.session_state.get("run_backend", ""))
+    smaller = None if served else compression.show_main()
+    about = st.container()
     name = _strategy()
     main, more = _split(parameters(STRATEGIES[name]))
     strategy = {"name": name} | _row(main, f"run_{name}_", per_row=2)
@@ -45,22 +50,20 @@ def show() -> RunSpec | None:
     said = st.container()  # what is wrong stands above the many options, where it is seen
     with st.expander("More options", icon=":material/tune:"):
         precision, runtime = _machine()
+        weights, recipe, wrong = _compression(smaller)
         strategy |= _row(more, f"run_{name}_", per_row=3)
         task |= _task_options(task["name"])
         own = _row([RUN["seed"], RUN["repeats"]], "run_", per_row=3)
     missing(runtime["device"])
-    for given in ("reward", "draft"):
-        if given in strategy:
-            strategy[given] = _absolute_model(strategy[given])
-    for several in ("small", "others"):
-        if several in strategy:
-            strategy[several] = "+".join(_absolute_model(one.strip()) for one in strategy[several].split("+"))
     try:
+        if wrong is not None:
+            raise wrong
         spec = RunSpec(
-            model=_absolute_model(model),
-            precision=Precision(**precision),
+            model=model if is_served(runtime["backend"]) else absolute_model(model),
+            precision=Precision(weights=weights, **precision),
+            compression=recipe,
             runtime=Runtime(**runtime, batch_size=batch),
-            strategy=strategy_from_dict(strategy),
+            strategy=strategy_from_dict(strategy | absolute_models(strategy, runtime["backend"])),
             task=_task_spec(task),
             **own,
         )
@@ -69,6 +72,9 @@ def show() -> RunSpec | None:
         offers.check_model(spec)
         offers.check_device(spec.runtime.device)
         offers.check_execution(spec)
+        offers.check_compression(spec)
+        if spec.compression and smaller is not None:
+            about.caption(components.plain(offers.compressed_line(spec)))
     except IsoquantError as error:
         with said:
             components.problem(error)
@@ -85,11 +91,12 @@ def fill(spec: RunSpec) -> None:
     put["run_limit" if _asks(spec.task.kind) else "run_lines"] = spec.task.limit
     put |= {f"run_{name}": getattr(spec.runtime, name) for name in RUNTIME}
     put |= {
-        "run_weights": spec.precision.weights,
         "run_kv_cache": spec.precision.kv_cache,
         "run_seed": spec.seed,
         "run_repeats": spec.repeats,
     }
+    put |= compression.put(spec.compression, spec.precision.weights)
+    put["run_server"] = spec.runtime.server or ""
     put["run_checker"] = spec.task.checker or OWN_RULE
     put["run_prompt_template"] = spec.task.prompt_template or ""
     fields.fill({key: str(value) if isinstance(value, StrEnum) else value for key, value in put.items()})
@@ -113,7 +120,9 @@ def _model() -> str:
         help="A built-in model, an architecture with random weights (shape:), or type a folder (./my-model) or a "
         "Hugging Face hub id (owner/name).",
     )
-    st.caption((offers.model_line(name) if name else "") or "Choose a model, or type a folder or hub id.")
+    served = is_served(st.session_state.get("run_backend", ""))
+    line = SERVED if served else offers.model_line(name) if name else ""
+    st.caption(line or "Choose a model, or type a folder or hub id.")
     return name or ""
 
 
@@ -179,13 +188,21 @@ def _asks(task: str) -> bool:
 
 
 def _machine() -> tuple[Values, Values]:
-    a, b, c = st.columns(3)
+    a, b = st.columns(2)
     with a:
-        weights = field(PRECISION["weights"], "run_weights", label="Precision")
-    with b:
         device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help, keep=True)
-    with c:
-        backend = field(RUNTIME["backend"], "run_backend", label="Back end")
+    with b:
+        declared = RUNTIME["backend"]
+        backend = select("Back end", offers.backends(), "run_backend", str(declared.default), declared.help, keep=True)
+    server: Values = {}
+    if is_served(backend):
+        server["server"] = st.text_input(
+            "Address of the server",
+            key="run_server",
+            persist_state=KEEP,
+            placeholder="http://localhost:8000/v1",
+            help=f"{RUNTIME['server'].help} A key is read from OPENAI_API_KEY of the worker.",
+        ).strip()
     # What one back end or this device does not have is left out; what the device cannot do is named with its reason.
     names = [n for n in EXECUTION if _is_choice(n, backend, device)]
     chosen: Values = {}
@@ -193,8 +210,18 @@ def _machine() -> tuple[Values, Values]:
         for column, name in zip(st.columns(3), names[start : start + 3], strict=False):
             with column:
                 chosen[name] = _execution(name, backend, device)
-    precision = {"weights": weights} | ({"kv_cache": chosen.pop("kv_cache")} if "kv_cache" in chosen else {})
-    return precision, {"device": device, "backend": backend} | chosen
+    precision = {"kv_cache": chosen.pop("kv_cache")} if "kv_cache" in chosen else {}
+    return precision, {"device": device, "backend": backend} | server | chosen
+
+
+def _compression(smaller: Values | None) -> tuple[str, Recipe, SpecError | None]:
+    """Number format of the weights, the recipe, and what is wrong with it; a server runs the model it has."""
+    if smaller is None:
+        return "auto", Recipe(), None
+    try:
+        return *compression.show_more(smaller), None
+    except SpecError as error:
+        return "auto", Recipe(), error
 
 
 def _is_choice(name: str, backend: str, device: str) -> bool:
@@ -271,24 +298,7 @@ def _task_spec(task: Values) -> TaskSpec:
     kind = task.pop("name")
     if TASKS[kind].needs_path and not path:
         raise SpecError(f"The task {kind} reads a file: write its path above, e.g. /data/questions.jsonl.", "task.name")
-    return TaskSpec(name=f"{kind}:{_absolute_path(path)}" if path else kind, **task)
-
-
-def _absolute_model(name: str) -> str:
-    """A folder by its full path, for the worker runs elsewhere; any other name as it is."""
-    try:
-        folder = Path(name).expanduser()
-        is_folder = not name.startswith(("shape:", "lab-")) and (name.startswith((".", "~")) or folder.is_dir())
-    except (OSError, ValueError, RuntimeError):
-        return name
-    return str(folder.resolve()) if is_folder and name else name
-
-
-def _absolute_path(path: str) -> str:
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError:  # the home of nobody
-        return path
+    return TaskSpec(name=f"{kind}:{absolute_path(path)}" if path else kind, **task)
 
 
 def _row(declared: list[Parameter], prefix: str, per_row: int) -> Values:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from analysis.format import MISSING, measure_text, percent
 from analysis.frontier import dominators, frontier
-from spec.choices import EnergyMethod
+from spec.choices import Dtype, EnergyMethod
 from spec.measures import MEASURES, Group, Measure
 from store import Between, Run, Store
 from ui.charts import escape
 from ui.frontier_chart import Picture, Points
 from ui.view import EVERYTHING, View
 
-TEXTS = ("model", "weights", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method")
+TEXTS = ("model", "precision", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method")
 NUMBERS = ("batch_size", "n_problems", "accuracy_low", "accuracy_high", "created", "energy_valid")
 USUAL_AXES = (
     ("flops_per_problem", "accuracy"),
@@ -113,7 +113,7 @@ def choices(frame: pd.DataFrame) -> Choice:
     """The values found; the default task and hardware are the pair with most runs."""
     pairs = frame.groupby(["where", "hardware_id"], observed=True).size()
     task, machine = pairs.idxmax() if len(pairs) else (None, None)
-    found = [[str(v) for v in frame[c].value_counts().index] for c in ("where", "hardware_id", "strategy", "weights")]
+    found = [[str(v) for v in frame[c].value_counts().index] for c in ("where", "hardware_id", "strategy", "precision")]
     tasks, hardware, strategies, precisions = found
     models = sorted(str(m) for m in frame["model"].cat.categories)
     return Choice(tasks, hardware, models, strategies, precisions, task, machine)
@@ -146,7 +146,7 @@ def select(frame: pd.DataFrame, view: View, offered: Choice) -> Selection:
         keep &= (frame["where"] == task).to_numpy()
     if machine != EVERYTHING:
         keep &= (frame["hardware_id"] == machine).to_numpy()
-    for column, wanted in (("model", view.models), ("strategy", view.strategies), ("weights", view.precisions)):
+    for column, wanted in (("model", view.models), ("strategy", view.strategies), ("precision", view.precisions)):
         if wanted:
             keep &= frame[column].isin(wanted).to_numpy()
     rows = frame[keep].reset_index(drop=True)
@@ -227,19 +227,21 @@ def picture(selection: Selection, view: View, hardware: dict[str, str], pinned: 
         view.is_log_y,
         points,
         frontier=np.asarray([new[int(i)] for i in selection.frontier], dtype=np.intp),
-        labels=[label(m, t) for m, t in zip(best["model"], best["strategy_text"], strict=True)],
+        labels=[label(*row) for row in zip(best["model"], best["strategy_text"], best["precision"], strict=True)],
         dominated=np.asarray([new[int(i)] for i in selection.drawn], dtype=np.intp),
         pinned=None if pinned is None else new[pinned],
         box=None if view.box is None else (view.box.x0, view.box.x1, view.box.y0, view.box.y1),
     )
 
 
-def label(model: str, strategy: str) -> str:
-    """Short enough to stand beside a point: model, strategy and its n."""
+def label(model: str, strategy: str, precision: str = "auto") -> str:
+    """Short enough to stand beside a point: model, how it is compressed, strategy and its n."""
     name, _, rest = str(strategy).partition(":")
     n = next((p for p in rest.split(",") if p.startswith("n=")), "")
     short = str(model).rstrip("/").rpartition("/")[2]
-    return f"{short[:24]} · {name}" + (f" {n}" if n else "")
+    steps = [step.partition(":")[0] for step in str(precision).split("+")]
+    made = "" if str(precision) in list(Dtype) else f" {'+'.join(s for s in steps if s != 'calibrate')}"
+    return f"{short[:24]}{made[:20]} · {name}" + (f" {n}" if n else "")
 
 
 def _most(frame: pd.DataFrame, column: str) -> Any:
@@ -256,11 +258,11 @@ def _interval(rows: pd.DataFrame, measure: Measure) -> tuple[NDArray[np.float64]
 
 def _cards(rows: pd.DataFrame, selection: Selection, hardware: dict[str, str]) -> list[str]:
     """The hover texts: what was chosen, what was measured, how and when. Many, so repeated parts are made once."""
-    columns = ["model", "strategy_text", "weights", "batch_size", "where", "energy_method", "hardware_id"]
+    columns = ["model", "strategy_text", "precision", "batch_size", "where", "energy_method", "hardware_id"]
     kinds, at = _distinct(rows, columns)
     heads = [
-        f"<b>{escape(model)}</b>  {escape(strategy)}<br>{weights}, batch {batch:.0f}, {escape(task)}"
-        for model, strategy, weights, batch, task, _, _ in kinds
+        f"<b>{escape(model)}</b>  {escape(strategy)}<br>{escape(precision)}, batch {batch:.0f}, {escape(task)}"
+        for model, strategy, precision, batch, task, _, _ in kinds
     ]
     places = [escape(hardware.get(kind[-1], "unknown hardware")) for kind in kinds]
     if is_energy(selection.x.name, selection.y.name):

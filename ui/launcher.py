@@ -8,7 +8,7 @@ import time
 import streamlit as st
 
 from analysis.format import percent
-from engine.measure.hardware import fingerprint
+from engine.measure.hardware import fingerprint_of
 from engine.predict import Fit
 from spec.errors import IsoquantError
 from spec.run_spec import RunSpec
@@ -24,7 +24,7 @@ NONCE = "run_nonce"
 def show(store: Store, spec: RunSpec | None) -> None:
     """Draw it; a click queues the run and puts its id into the URL."""
     expected = estimate.estimate(store, spec) if spec else None
-    same = store.runs.find_same(spec.key(), fingerprint()["hardware_id"]) if spec else []
+    same = store.runs.find_same(spec.key(), fingerprint_of(spec)["hardware_id"]) if spec else []
     if same and same[0]["run_id"] != st.query_params.get("run"):  # that one is on the page already
         _measured_before(same[0])
     label = "Run again" if same else "Run"

@@ -28,6 +28,7 @@ P = ParamSpec("P")
 LIVE = tuple(s for s in JobState if s not in FINAL_STATES)
 PHASES = {
     "load": "Loading the model",
+    "compress": "Compressing",
     "warmup": "Warming up",
     "measure": "Measuring",
     "summarise": "Adding up",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from enum import StrEnum
 
+from analysis.format import percent, si
 from engine import refusals
 from engine.catalog import (
     LAB_FAMILY,
@@ -14,10 +15,12 @@ from engine.catalog import (
     list_models,
     list_rewards,
     resolve,
-    resolve_reward,
+    resolve_all,
 )
 from engine.measure.hardware import gpus
-from spec.choices import Attention, Backend, Batching, Caching, Fusion, Graphs, KvDtype
+from engine.recipes import check_recipe, prepared
+from spec.abilities import ABILITIES, words_of
+from spec.choices import Backend
 from spec.errors import InputError, IsoquantError, SpecError
 from spec.run_spec import RunSpec
 from spec.strategy import LOGPROB, STRATEGIES
@@ -30,26 +33,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "Many and a vote": ("majority", "weighted", "best-of-n", "adaptive", "ensemble"),
     "Guided search": ("rebase", "step-beam", "dvts", "lookahead", "mcts", "particle"),
     "Faster or adaptive": ("speculative", "lookup", "early-exit", "cascade"),
-}
-
-CHOICES: dict[str, list[StrEnum]] = {
-    "batching": [*Batching],
-    "caching": [*Caching],
-    "attention": [*Attention],
-    "fusion": [*Fusion],
-    "graphs": [*Graphs],
-    "kv_cache": [*KvDtype],
-}
-# What a back end has not; attention says itself whose it is. RunSpec refuses the same.
-FOREIGN: dict[str, dict[str, tuple[StrEnum, ...]]] = {
-    Backend.ISOQUANT: {"fusion": (Fusion.COMPILE,)},
-    Backend.TRANSFORMERS: {
-        "batching": (Batching.CONTINUOUS,),
-        "caching": (Caching.PREFIX,),
-        "fusion": (Fusion.KERNELS,),
-        "graphs": (Graphs.ON, Graphs.OFF),
-        "kv_cache": (KvDtype.INT8, KvDtype.FP8),
-    },
 }
 
 
@@ -95,10 +78,7 @@ def check_model(spec: RunSpec) -> None:
     if not spec.model.strip():
         raise SpecError("Choose a model.", field="model")
     try:
-        for name in (spec.model, *spec.strategy.models):
-            resolve(name)
-        if reward := spec.strategy.reward_name:
-            resolve_reward(reward)
+        resolve_all(spec)
     except OSError as error:  # e.g. a folder that may not be read
         words = error.strerror or type(error).__name__
         raise InputError(f"The model cannot be looked at: {error.filename}: {words}.") from error
@@ -114,6 +94,25 @@ def check_device(device: str) -> None:
 def check_execution(spec: RunSpec) -> None:
     """Raise SpecError for a way to run that this machine cannot do."""
     refusals.check(spec)
+
+
+def check_compression(spec: RunSpec) -> None:
+    """Raise what the recipe of a run would fail with for certain."""
+    if spec.compression:
+        check_recipe(resolve(spec.model), spec.compression)
+
+
+def compressed_line(spec: RunSpec) -> str:
+    """One line on the compressed model of a run: its size and errors where it is there, else that it is made first."""
+    ref = resolve(spec.model)
+    if ref.path is None:
+        return "Random weights are compressed as they are made; there are no errors to measure."
+    found = prepared(ref, spec.compression)
+    if found is None:
+        return "The compressed model is prepared first, once; later runs load it."
+    agreement = percent(found.errors["top1_agreement"])
+    size = f"{si(found.bytes, 'B')}, {percent(found.bytes / found.parent_bytes)} of the whole model"
+    return f"Prepared: {size}; finds the same next token the likeliest in {agreement} of cases."
 
 
 def count(number: int) -> str:
@@ -149,8 +148,12 @@ def options(name: str, backend: str, device: str = "auto") -> list[str]:
 
 
 def _known(name: str, backend: str) -> list[str]:
-    words = [w for w in CHOICES[name] if w not in FOREIGN[backend].get(name, ())]
-    return [str(w) for w in words if not isinstance(w, Attention) or w.backend in (None, backend)]
+    return ["auto", *map(str, words_of(name, Backend(backend)))]
+
+
+def backends() -> list[str]:
+    """The back ends that can run here."""
+    return [str(b) for b in Backend if refusals.backend_reason(b) is None]
 
 
 def usual_reward() -> str:
@@ -166,9 +169,9 @@ def tasks() -> list[str]:
 def missing(device: str = "auto") -> list[Missing]:
     """Everything that is known and cannot run here, on that device."""
     rows = [
-        Missing("Precision", ("int8", "int4", "nf4", "fp8"), "the engine computes in fp32, bf16 and fp16"),
         *_refused(device),
     ]
+    rows += [Missing("Back end", (str(b),), why) for b in Backend if (why := refusals.backend_reason(b))]
     if not gpus():
         rows.append(Missing("Device", ("cuda",), "this machine shows no NVIDIA GPU"))
     lab = [m for m in list_models() if not m.available and m.name in LAB_FAMILY]
@@ -184,7 +187,7 @@ def _refused(device: str) -> list[Missing]:
     """Words about execution that the device does not allow, those with one reason together."""
     found: dict[tuple[str, str], list[str]] = {}
     for name in ("kv_cache", "attention", "fusion", "graphs"):
-        for word in CHOICES[name]:
+        for word in itertools.chain.from_iterable(ABILITIES[name].values()):
             if why := refusals.reason(name, str(word), device):
                 found.setdefault((refusals.NAMES[name], why), []).append(str(word))
     return [Missing(name, tuple(words), why) for (name, why), words in found.items()]

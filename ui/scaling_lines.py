@@ -18,7 +18,7 @@ from ui.frontier import Choice, choices, grouped
 from ui.scaling_view import ScalingView
 from ui.view import EVERYTHING
 
-TEXTS = ("model", "weights", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method")
+TEXTS = ("model", "precision", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method")
 NUMBERS = (
     "accuracy",
     "created",
@@ -37,7 +37,7 @@ NUMBERS = (
 )
 MAX_LINES = 24
 MAX_ANSWERS = 20_000  # read for curves; a second or two for each ten thousand, the first time
-ALIKE = ("task", "split", "hardware_id", "model", "weights", "strategy_text")
+ALIKE = ("task", "split", "hardware_id", "model", "precision", "strategy_text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def select(frame: pd.DataFrame, view: ScalingView, offered: Choice) -> Selected:
         keep &= (frame["where"] == task).to_numpy()
     if machine != EVERYTHING:
         keep &= (frame["hardware_id"] == machine).to_numpy()
-    for column, wanted in (("model", view.models), ("strategy", view.strategies), ("weights", view.precisions)):
+    for column, wanted in (("model", view.models), ("strategy", view.strategies), ("precision", view.precisions)):
         if wanted:
             keep &= frame[column].isin(wanted).to_numpy()
     rows = frame[keep]
@@ -110,7 +110,7 @@ def measured(row: dict[str, Any]) -> Measured | None:
     return Measured(
         str(row["run_id"]),
         str(row["model"]),
-        str(row["weights"]),
+        str(row["precision"]),
         strategy,
         float(row["created"]),
         int(values["n_problems"] or 0),

@@ -17,7 +17,7 @@ from ui.tree_view import TreeView
 SEEN, VIEW, COMPLAINTS = "tree_link", "tree_view", "tree_complaints"
 LISTED, PROBLEMS = 300, 2000
 SEARCHES = [name for name, kind in STRATEGIES.items() if issubclass(kind, StepSearch)]
-COLUMNS = ("run_id", "model", "strategy", "strategy_text", "weights", "task", "created")
+COLUMNS = ("run_id", "model", "strategy", "strategy_text", "precision", "task", "created")
 NOBODY = ""
 Key = tuple[str, int]
 Row = dict[str, Any]

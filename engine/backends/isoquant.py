@@ -51,6 +51,7 @@ class IsoquantBackend:
     """See Backend. ``models``: the run's own under None, others by the names that rows call them."""
 
     name = "isoquant"
+    goes_on = False
 
     def __init__(self, models: Mapping[str | None, LoadedModel], layout: Layout) -> None:
         self.loaded = models[None]
@@ -225,6 +226,8 @@ def _check_same_words(target: LoadedModel, draft: LoadedModel) -> None:
         raise SpecError(f"{draft.name} would guess for itself; choose a smaller draft model.", field="strategy")
     probe = "Ada has 12 apples.\nSo 3 * 4 = 12."
     a, b = target.tokenizer, draft.tokenizer
+    assert target.sizes is not None
+    assert draft.sizes is not None
     if target.sizes.vocab != draft.sizes.vocab or a.encode(probe) != b.encode(probe):
         raise SpecError(
             f"{draft.name} has another vocabulary than {target.name}, so it cannot guess for it; choose a draft model "

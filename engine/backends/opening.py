@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from engine.backends.compiling import Compiled
 from engine.backends.isoquant import IsoquantBackend, Layout
+from engine.backends.onnxruntime import OnnxBackend
+from engine.backends.openai import OpenAIBackend
 from engine.backends.rows import Backend
 from engine.backends.transformers import TransformersBackend
 from engine.rewards import PaddedJudge
@@ -30,7 +32,7 @@ def open_backend(setup: Setup, longest: int) -> Iterator[tuple[Backend, Judge | 
     ``longest``: tokens of the longest sequence expected. Raises SpecError, DoesNotFitError.
     """
     own = setup.spec.runtime.backend is Name.ISOQUANT
-    backend: Backend = _isoquant(setup, longest) if own else _transformers(setup, longest)
+    backend = _open(setup, longest)
     judge: Judge | None = None
     try:
         if setup.reward is not None:
@@ -40,6 +42,17 @@ def open_backend(setup: Setup, longest: int) -> Iterator[tuple[Backend, Judge | 
         if judge is not None:
             judge.close()
         backend.close()
+
+
+def _open(setup: Setup, longest: int) -> Backend:
+    runtime = setup.spec.runtime
+    if setup.server is not None:
+        return OpenAIBackend(setup.server, setup.pieces, runtime.batch_size, setup.note)
+    if runtime.backend is Name.ISOQUANT:
+        return _isoquant(setup, longest)
+    if runtime.backend is Name.ONNXRUNTIME:
+        return OnnxBackend(setup.loaded, runtime.batch_size)
+    return _transformers(setup, longest)
 
 
 def _isoquant(setup: Setup, longest: int) -> IsoquantBackend:

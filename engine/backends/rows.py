@@ -52,6 +52,7 @@ class Grown:
         choices: of a row that peeks; ``replayed``: of a row that replays.
         drafted, accepted, passes: tokens proposed and taken over, and the model's passes, of a drafted row.
         draft_spans: positions that the draft model processed for it.
+        error: why nothing became of it, in one sentence; its problem ends with that.
     """
 
     extension: Extension
@@ -65,6 +66,7 @@ class Grown:
     accepted: int = 0
     passes: int = 0
     draft_spans: Sequence[tuple[int, int]] = ()
+    error: str | None = None
 
 
 OnStep = Callable[[int], None]
@@ -72,7 +74,12 @@ OnStep = Callable[[int], None]
 
 
 class Backend(Protocol):
-    """Executes rows. ``kv_bytes_peak`` is the largest KV cache seen, None where it cannot be told."""
+    """Executes rows. ``kv_bytes_peak`` is the largest KV cache seen, None where it cannot be told.
+
+    ``goes_on``: it works on while nobody steps it, so the clock must not be stopped for what is done in between.
+    """
+
+    goes_on: bool
 
     @property
     def kv_bytes_peak(self) -> int | None:

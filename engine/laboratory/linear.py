@@ -1,8 +1,8 @@
-"""A linear layer over a weight in int8, int4 or fp8: while a model decodes, a matter of the weight's bytes."""
+"""A linear layer over a weight in int8, int4, nf4 or fp8: while a model decodes, a matter of the weight's bytes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.laboratory import decode, sides
@@ -14,30 +14,40 @@ if TYPE_CHECKING:
 
     from engine.laboratory.cases import Case
     from engine.laboratory.device import Device
-    from kernels.linear.packing import PackedWeight
+    from kernels.linear.packing import PackedBytes, PackedWeight
+    from kernels.linear.weight import QuantizedWeight
 
-GROUP = 128  # weights of int4 that share a scale
+GROUP = 128  # weights of half a byte that share a scale
+HALF_BYTE = ("int4", "nf4")
 DISTINCT = 512  # rows of a weight
 WEIGHT = Feature(
     "weight", "Weight",
-    f"What the weight is stored as: int8 and fp8 with a scale for each row, int4 with one for each {GROUP} numbers.",
-    ("int8", "int4", "fp8"), always=True,
+    f"What the weight is stored as: int8 and fp8 with a scale for each row, int4 and nf4 with one for each {GROUP}.",
+    ("int8", "int4", "nf4", "fp8"), always=True,
 )  # fmt: skip
+ACTIVATIONS = Feature(
+    "activations",
+    "Activations",
+    "Rows are rounded to int8 first, each in a step of its own; for int8 weights.",
+    ("int8",),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """The weight [outputs, inputs] three times, and what goes in.
+    """The weight [outputs, inputs] four times, and what goes in.
 
     Attributes:
         x: [rows, inputs].
+        weight: as it is kept.
         packed: as our kernels read it.
-        codes: int8 or fp8 [outputs, inputs] around 0, and ``scales``, fp32 [outputs, groups].
+        codes: int8 or fp8 [outputs, inputs], around 0 but for nf4, and ``scales``, fp32 [outputs, groups].
         whole: the same numbers in the case's format.
     """
 
     x: torch.Tensor
-    packed: PackedWeight
+    weight: QuantizedWeight
+    packed: PackedWeight | PackedBytes
     codes: torch.Tensor
     scales: torch.Tensor
     whole: torch.Tensor
@@ -47,10 +57,10 @@ def cost(case: Case) -> Cost:
     """Reads x and the weight with its scales, writes the product.
 
     Bytes: M K e + M N e + K N w + s, with w = 1 byte to a weight of int8 and fp8 and s = 4 N for its scales, and for
-    int4 w = 1/2 and s = 2 N K / 128. Operations: 2 M K N; converting the weight is not counted.
+    int4 and nf4 w = 1/2 and s = 2 N K / 128. Operations: 2 M K N; converting the weight is not counted.
     """
     rows, inputs, outputs = case["rows"], case["inputs"], case["outputs"]
-    if case.feature("weight") == "int4":
+    if case.feature("weight") in HALF_BYTE:
         weight = inputs * outputs // 2 + 2 * outputs * inputs // GROUP
     else:
         weight = inputs * outputs + 4 * outputs
@@ -58,16 +68,19 @@ def cost(case: Case) -> Cost:
 
 
 def held(case: Case) -> int:
-    """The weight packed, as codes, whole, and as a side packs it."""
-    return case["inputs"] * case["outputs"] * (3 + case.element)
+    """The weight as it is kept, packed, as codes, whole, and as a side packs it."""
+    return case["inputs"] * case["outputs"] * (4 + case.element)
 
 
 def check(case: Case) -> None:
     """Raise SpecError for a weight that its groups do not divide."""
-    if case.feature("weight") == "int4" and case["inputs"] % GROUP:
+    kind = case.feature("weight")
+    if kind in HALF_BYTE and case["inputs"] % GROUP:
         raise SpecError(
-            f"inputs of an int4 weight must be a multiple of {GROUP}, not {case['inputs']}.", field="inputs"
+            f"inputs of an {kind} weight must be a multiple of {GROUP}, not {case['inputs']}.", field="inputs"
         )
+    if case.feature("activations") and kind != "int8":
+        raise SpecError(f"activations in int8 need a weight in int8, not {kind}.", field="activations")
 
 
 def inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -77,32 +90,33 @@ def inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """
     import torch
 
-    from kernels.linear.packing import Kind, PackedWeight, dequantize, quantize
+    from kernels.linear.packing import pack, pack_bytes
+    from kernels.linear.weight import Kind, codes_of, dequantize, quantize
 
     kind, columns, outputs = Kind(case.feature("weight")), case["inputs"], case["outputs"]
-    weight = sides.random(device, seed, "fp32")(min(outputs, DISTINCT), columns)
-    few = quantize(weight, kind, group=GROUP if kind == Kind.INT4 else -1)
-    numbers, scales = dequantize(few), few.scales.T.float()
-    codes = (numbers.view(*scales.shape, -1) / scales[..., None]).round().to(torch.int8).view(weight.shape)
-    if kind == Kind.FP8:
-        codes = few.data[:, :columns]
-    again = torch.arange(outputs, device=device) % len(weight)
-    packed = PackedWeight(kind, few.data[again], few.scales[:, again].contiguous(), None, few.group, (outputs, columns))
+    whole = sides.random(device, seed, "fp32")(min(outputs, DISTINCT), columns)
+    few = quantize(whole, kind, group=GROUP if kind.is_half_byte else -1)
+    again = torch.arange(outputs, device=device) % len(whole)
+    weight = replace(few, **{name: t[again] for name, t in few.tensors.items()}, shape=(outputs, columns))
     x = sides.random(device, seed + 1, case.dtype)(case["rows"], columns)
-    return Inputs(x, packed, codes[again], scales[again], numbers.to(x.dtype)[again])
+    packed = pack_bytes(weight) if case.feature("activations") else pack(weight)
+    return Inputs(x, weight, packed, codes_of(weight), weight.scales.float(), dequantize(few, x.dtype)[again])
 
 
 def reference(case: Case, x: Inputs, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """In fp64, over the numbers that the stored weight stands for."""
     from kernels.linear import reference as plain
 
-    return (plain.linear(x.x[rows], x.packed),)
+    compute = plain.linear_of_bytes if case.feature("activations") else plain.linear
+    return (compute(x.x[rows], x.weight),)
 
 
 def ours(case: Case, x: Inputs) -> Call:
     """The Triton kernels."""
-    from kernels.linear.triton import linear
+    from kernels.linear import dynamic
+    from kernels.linear import triton as weights
 
+    linear = dynamic.linear if case.feature("activations") else weights.linear
     return Call(lambda: linear(x.x, x.packed), first_rows)
 
 
@@ -111,18 +125,28 @@ def eager(case: Case, x: Inputs) -> Call:
     import torch
     from torch.nn.functional import linear
 
-    shape, kind, groups = x.codes.shape, x.x.dtype, x.scales.shape[1]
-    scales, pairs = x.scales.to(kind)[..., None], None
-    if case.feature("weight") == "int4":
-        unsigned = (x.codes + 8).to(torch.uint8)
-        pairs = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+    from kernels.linear.reference import quantize_rows
+    from kernels.linear.weight import NF4
+
+    if case.feature("activations"):
+        flat = x.scales[:, 0]
+
+        def of_bytes() -> torch.Tensor:
+            codes, steps = quantize_rows(x.x)
+            return (linear(codes.float(), x.codes.float()) * steps[:, None] * flat).to(x.x.dtype)
+
+        return Call(of_bytes, first_rows)
+
+    stored, dtype = x.weight, x.x.dtype
+    scales, table = x.scales.to(dtype)[..., None], torch.tensor(NF4, dtype=dtype, device=x.x.device)
 
     def run() -> torch.Tensor:
-        if pairs is None:
-            numbers = x.codes.to(kind)
+        if not stored.kind.is_half_byte:
+            numbers = stored.codes.to(dtype)
         else:
-            numbers = torch.stack([pairs & 15, pairs >> 4], -1).to(kind) - 8
-        return linear(x.x, (numbers.view(shape[0], groups, -1) * scales).view(shape))
+            codes = torch.stack([stored.codes & 15, stored.codes >> 4], -1)
+            numbers = table[codes.int()] if stored.kind == "nf4" else codes.to(dtype) - 8
+        return linear(x.x, (numbers.view(*x.scales.shape, -1) * scales).view(stored.shape))
 
     return Call(run, first_rows)
 
@@ -132,6 +156,11 @@ def unquantized(case: Case, x: Inputs) -> Call:
     from torch.nn.functional import linear
 
     return Call(lambda: linear(x.x, x.whole), first_rows)
+
+
+def unrounded(case: Case, device: Device) -> str | None:
+    """Why the product over the whole weight does not stand beside the others."""
+    return "it takes rows as they come, and here they are rounded" if case.feature("activations") else None
 
 
 def other_bytes(case: Case) -> str:
@@ -145,6 +174,16 @@ def packed(case: Case, x: Inputs) -> Call:
     """PyTorch's own products over packed weights."""
     import torch
 
+    from kernels.linear.reference import quantize_rows
+
+    if case.feature("activations"):
+        flat, turned = x.scales[:, 0], x.codes.T
+
+        def of_bytes() -> torch.Tensor:
+            codes, steps = quantize_rows(x.x)
+            return (torch._int_mm(codes, turned).float() * steps[:, None] * flat).to(x.x.dtype)
+
+        return Call(of_bytes, first_rows)
     scales = x.scales.to(x.x.dtype)
     if case.feature("weight") == "int8":
         flat = scales[:, 0].contiguous()
@@ -156,10 +195,16 @@ def packed(case: Case, x: Inputs) -> Call:
 
 def packed_reason(case: Case, device: Device) -> str | None:
     """Why PyTorch's packed products cannot run."""
+    if case.feature("activations"):
+        if device.on_gpu and (case["rows"] <= 16 or case["inputs"] % 8 or case["outputs"] % 8):
+            return "PyTorch multiplies bytes on a GPU for more than 16 rows, inputs and outputs in steps of 8"
+        return None
     if device.on_gpu:
         return "PyTorch's packed products are measured on processors only"
     if case.feature("weight") == "fp8":
         return "PyTorch offers no packed product of fp8"
+    if case.feature("weight") == "nf4":
+        return "PyTorch offers no packed product of nf4"
     if case.feature("weight") == "int4" and case["outputs"] % 16:
         return "PyTorch packs int4 for multiples of 16 outputs only"
     return None
@@ -167,12 +212,15 @@ def packed_reason(case: Case, device: Device) -> str | None:
 
 def launches(case: Case) -> list[Launch]:
     """The kernel for one row or that for a few; for many the one that makes the weight whole, before cuBLAS."""
+    if case.feature("activations"):
+        return launches_of_bytes(case)
     from kernels.linear import triton as linear
-    from kernels.linear.packing import Kind
+    from kernels.linear.packing import PLANES, lane
+    from kernels.linear.weight import Kind
 
     kind, rows, outputs = Kind(case.feature("weight")), case["rows"], case["outputs"]
-    group = GROUP if kind == Kind.INT4 else -1
-    chunks = -(-case["inputs"] // kind.chunk)
+    group = GROUP if kind.is_half_byte else -1
+    chunks = -(-case["inputs"] // (lane(kind) * PLANES[kind]))
     number = sides.pointer(case.dtype)
     types = dict.fromkeys(("x_row", "M", "N", "K", "chunks", "each", "splits"), "i32")
     types |= dict.fromkeys(("X", "BIAS", "OUT"), number) | {"PARTS": "*fp32"}
@@ -181,7 +229,7 @@ def launches(case: Case) -> list[Launch]:
         types["W"] = "*fp8e4nv"
     if group != -1:
         types["SCALES"] = "*bf16"
-    common = {"PLANES": kind.planes, "LANE": kind.chunk // kind.planes, "GROUP": group, "HAS_ZEROS": False}
+    common = linear.constants(kind, group, has_zeros=False) | {"UPCAST": False}
     numbers = {"x_row": case["inputs"], "M": rows, "N": outputs, "K": case["inputs"], "chunks": chunks}
     unaligned = frozenset({"splits"} | {name for name, n in numbers.items() if n % 16})
 
@@ -192,19 +240,47 @@ def launches(case: Case) -> list[Launch]:
         constants = common | {"HAS_BIAS": False, "BN": bn, "BC": 32 * warps}
         return [Launch(linear._vector, words, constants, warps, unaligned=unaligned)]
     if case.dtype == "fp32" or rows > linear.ROWS:
-        constants = common | {"BC": 128, "UPCAST": False}
+        constants = common | {"BC": 128}
         return [Launch(linear._dequantize, types, constants, 4, unaligned=unaligned)]
     bm = 16 if rows <= 16 else 32
     bn = 128 if outputs >= 2048 and group in (-1, 128) else 64
     tiles, spans = -(-rows // bm) * -(-outputs // bn), -(-chunks // linear.SPAN)
     splits = max(1, min(-(-2 * decode.UNITS // tiles), spans // linear.LEAST))
     splits = -(-spans // -(-spans // splits))
-    piece, pieces = linear.pieces(common["LANE"], kind.planes, group)
-    constants = common | {"HAS_BIAS": False, "BM": bm, "BN": bn, "PIECE": piece, "PIECES": pieces, "UPCAST": False}
+    piece, pieces = linear.pieces(kind, group)
+    constants = common | {"HAS_BIAS": False, "BM": bm, "BN": bn, "PIECE": piece, "PIECES": pieces}
     to = {"OUT": number if splits == 1 else "*fp32"}
-    found = [Launch(linear._rows, types | to, constants, 4, 4 if bm == 16 else 3, unaligned)]
+    found = [Launch(linear._rows, types | to, constants, 4, linear.stages(bm, group), unaligned)]
     if splits > 1:
         found.append(Launch(linear._sum, types, {"HAS_BIAS": False, "BN": 256}, 2, unaligned=unaligned))
+    return found
+
+
+def launches_of_bytes(case: Case) -> list[Launch]:
+    """Rows to codes, their product, and, where programs share a row of the weight, the sum of their parts."""
+    from kernels.linear import dynamic
+
+    rows, outputs, filled = case["rows"], case["outputs"], case["inputs"] + -case["inputs"] % 16
+    how, number = dynamic.tile(rows), sides.pointer(case.dtype)
+    types = dict.fromkeys(("x_row", "M", "N", "K", "FILLED", "each", "splits"), "i32")
+    types |= {"CODES": "*i8", "W": "*i8", "STEP": number, "STEPS": "*fp32", "SCALES": "*fp32", "BIAS": number}
+    unaligned = frozenset(
+        {"splits"} | {n for n, v in (("M", rows), ("N", outputs), ("x_row", case["inputs"])) if v % 16}
+    )
+    tiles, spans = -(-rows // how.bm) * -(-outputs // how.bn), -(-filled // how.bk)
+    splits = max(1, min(-(-2 * decode.UNITS // tiles), spans // 2)) if rows <= dynamic.FEW else 1
+    splits = -(-spans // -(-spans // splits))
+    tile = {"HAS_BIAS": False, "WHOLE": splits == 1, "BM": how.bm, "BN": how.bn, "BK": how.bk}
+    bk = min(2048, sides.power_of_2(filled))
+    to_codes = frozenset({"K"} if case["inputs"] % 16 else ()) | unaligned
+    found = [
+        Launch(dynamic._quantize, types | {"X": number}, {"STATIC": False, "BK": bk}, 4, unaligned=to_codes),
+        Launch(dynamic._multiply, types | {"X": "*i8", "OUT": number if splits == 1 else "*i32"}, tile, how.warps,
+               how.stages, unaligned),
+    ]  # fmt: skip
+    if splits > 1:
+        parts = types | {"PARTS": "*i32", "OUT": number}
+        found.append(Launch(dynamic._sum, parts, {"HAS_BIAS": False, "BN": 256}, 2, unaligned=unaligned))
     return found
 
 
@@ -218,7 +294,7 @@ OP = Op(
         Field("outputs", "Outputs", "Rows of the weight: what comes out.", 8192, 14_336, high=2**18,
               model="inner"),
     ),
-    features=(WEIGHT,),
+    features=(WEIGHT, ACTIVATIONS),
     rows=lambda case: case["rows"],
     cost=cost,
     inputs=inputs,
@@ -229,7 +305,7 @@ OP = Op(
         Side(
             "unquantized", "PyTorch, unquantized weight", False,
             "One product over the same weight in the number format of x: other bytes, and nothing to convert.",
-            sides.always, unquantized, other_bytes,
+            unrounded, unquantized, other_bytes,
         ),
         Side("packed", "PyTorch, packed", False, "PyTorch's own products over int8 and int4.", packed_reason, packed),
     ),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.laboratory.device import Device
+from kernels.dispatch import FP8, OLDEST, WIDEST
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from engine.laboratory.cases import Case
 
 NO_GPU = "there is no NVIDIA GPU here"
-WIDEST = 256  # numbers of a head that a tile of the Triton kernels holds in registers
-OLDEST, FIRST_FP8 = (8, 0), (8, 9)  # compute capability
 POINTERS = {"fp32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
 
 
@@ -41,8 +40,8 @@ def triton(case: Case, device: Device) -> str | None:
         return f"the GPU's compute capability {_dotted(device.capability)} is below {_dotted(OLDEST)}"
     if dict(case.shape).get("dim", 0) > WIDEST:
         return f"its heads are wider than {WIDEST}"
-    if case.has_fp8 and device.capability < FIRST_FP8:
-        return f"fp8 needs compute capability {_dotted(FIRST_FP8)}, and the GPU has {_dotted(device.capability)}"
+    if case.has_fp8 and device.capability < FP8:
+        return f"fp8 needs compute capability {_dotted(FP8)}, and the GPU has {_dotted(device.capability)}"
     return None
 
 

@@ -42,6 +42,7 @@ class EnergyReason(StrEnum):
     OTHER_PROCESS = "other_process"
     MIG = "mig"
     POWER_GAPS = "power_gaps"
+    ELSEWHERE = "elsewhere"
 
     @property
     def sentence(self) -> str:
@@ -60,6 +61,7 @@ _SENTENCES = {
     EnergyReason.OTHER_PROCESS: "another process used the same GPU during the run",
     EnergyReason.MIG: "the GPU is split (MIG) and its counter cannot tell the slices apart",
     EnergyReason.POWER_GAPS: f"power samples were more than {MAX_POWER_GAP_S:g} s apart",
+    EnergyReason.ELSEWHERE: "the work is done by a server, whose energy cannot be read from here",
 }
 
 

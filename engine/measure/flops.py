@@ -37,7 +37,7 @@ class ModelShape:
         parameters: all of them, tied weights once.
         active_parameters: N, those that take part in one token's forward pass: embedding look-ups left out (a tied
             output head counts), of routed experts only those a token is sent to. None where that cannot be told.
-        heads: query heads, of width ``head_dim``.
+        heads: query heads, of width ``head_dim``; their mean where pruned layers have different numbers.
         windows: per layer, how many positions it attends to at most; None for all.
         head_parameters: of the output head; ``kv_parameters``: that make one layer's keys and values. Both 0 where
             they are not told apart.
@@ -46,7 +46,7 @@ class ModelShape:
 
     parameters: int
     active_parameters: int | None
-    heads: int
+    heads: float
     head_dim: int
     windows: tuple[int | None, ...]
     reason: str | None = None
@@ -60,18 +60,25 @@ class ModelShape:
 
 
 def model_shape(model: Any) -> ModelShape:
-    """The shape of a transformers model (a PreTrainedModel), from its modules and its config."""
+    """The shape of a transformers model (a PreTrainedModel), from its modules and its config.
+
+    A quantized weight counts as many parameters as it has numbers; of a pruned or factorized one what is left counts.
+    """
     from torch import nn
 
     config = model.config.get_text_config()
-    parameters = sum(p.numel() for p in model.parameters())
-    looked_up = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    counted = dict(_counted(model))
+    parameters = sum(count for count, _ in counted.values())
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head_size, head_keys = 0, set()
     if head is not None:
-        looked_up.pop(id(head.weight), None)
-    active: int | None = parameters - sum(looked_up.values())
+        head_keys = {key for key, _ in _own(head, "")}
+        head_size = sum(count for key, (count, name) in _own(head, "") if name != "bias")
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding) or _is_lookup(m)]
+    looked_up = {key for m in embeddings for key, _ in _own(m, "")} - head_keys
+    active: int | None = parameters - sum(counted[key][0] for key in looked_up)
     reason = None
-    routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    routed = sum(count for count, name in counted.values() if ".experts." in name)
     if routed and active is not None:
         share = _active_share(config)
         if share is None:
@@ -81,9 +88,33 @@ def model_shape(model: Any) -> ModelShape:
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     windows = _windows(config)
-    made = sum(p.numel() for name, p in model.named_parameters() if ".k_proj." in name or ".v_proj." in name)
-    head_size = 0 if head is None else head.weight.numel()
-    return ModelShape(parameters, active, heads, head_dim, windows, reason, head_size, made // max(1, len(windows)))
+    made = sum(count for count, name in counted.values() if ".k_proj." in name or ".v_proj." in name)
+    wide = [m.out_features for name, m in model.named_modules() if name.endswith(".q_proj")]
+    if wide and len(wide) == len(windows):  # pruned layers may have fewer heads than the config says
+        mean = sum(wide) / len(wide) / head_dim
+    else:
+        mean = heads
+    return ModelShape(parameters, active, mean, head_dim, windows, reason, head_size, made // max(1, len(windows)))
+
+
+def _counted(model: Any) -> Iterable[tuple[int, tuple[int, str]]]:
+    """Where each tensor of weights lies, with how many numbers it stands for and its name; tied ones have one place."""
+    for name, module in model.named_modules():
+        yield from _own(module, f"{name}.")
+
+
+def _own(module: Any, prefix: str) -> Iterable[tuple[int, tuple[int, str]]]:
+    for name, parameter in module.named_parameters(recurse=False):
+        yield id(parameter), (parameter.numel(), prefix + name)
+    weight = getattr(module, "quantized", None)
+    if weight is not None:
+        yield id(weight.codes), (weight.shape[0] * weight.shape[1], f"{prefix}weight")
+        if (bias := getattr(module, "bias", None)) is not None:
+            yield id(bias), (bias.numel(), f"{prefix}bias")
+
+
+def _is_lookup(module: Any) -> bool:
+    return getattr(module, "quantized", None) is not None and hasattr(module, "num_embeddings")
 
 
 def _active_share(config: Any) -> float | None:

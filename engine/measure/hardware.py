@@ -17,6 +17,7 @@ from typing import Any
 
 from kernels.dispatch import Machine
 from kernels.native import build
+from spec.run_spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "triton", "pysqlite3")
@@ -48,6 +49,23 @@ def fingerprint() -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := package_version(name))},
         "commit": commit(),
     }
+
+
+def fingerprint_of(spec: RunSpec) -> dict[str, Any]:
+    """The fingerprint of what executes a run: this machine's, or that of the server it is put to.
+
+    A server is told apart by its address alone. Where a reward model scores here beside it, this machine has a part in
+    every figure and in the id.
+    """
+    here = fingerprint()
+    if spec.runtime.server is None:
+        return here
+    name, key = f"server {spec.runtime.server}", spec.runtime.server
+    if spec.strategy.reward_name is not None:
+        name, key = f"{name}, scores: {here['hardware_name']}", f"{key} {here['hardware_id']}"
+    unknown = dict.fromkeys(("cpu", "cores", "memory_gib", "gpu_driver", "machine", "os")) | {"gpus": []}
+    hardware_id = hashlib.sha256(key.encode()).hexdigest()[:12]
+    return here | unknown | {"hardware_id": hardware_id, "hardware_name": name, "asked_from": here["hardware_name"]}
 
 
 def _name(hardware: dict[str, Any]) -> str:
@@ -100,10 +118,20 @@ def gpus() -> tuple[dict[str, Any], ...]:
 
 def machine(device: str) -> Machine:
     """What kernels would find on ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; without torch, so as the driver sees it."""
-    found = gpus()
+    found = capabilities()
     index = None if device == "cpu" or not found else int(device.partition(":")[2] or 0)
-    capability = None if index is None or index >= len(found) else found[index]["capability"]
+    return machine_with(None if index is None or index >= len(found) else found[index])
+
+
+def machine_with(capability: tuple[int, int] | None) -> Machine:
+    """This machine, for a run on a GPU of that compute capability, or on the processor."""
     return Machine(capability, *_software())
+
+
+def capabilities() -> list[tuple[int, int]]:
+    """Compute capability of each GPU that torch could use; none where torch is built for processors."""
+    built = package_version("torch") or "+cpu"
+    return [] if "+cpu" in built else [g["capability"] for g in gpus()]
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from engine.measure.memory import NO_ALLOCATOR, MemoryReading
 from engine.measure.sheet import NO_ANSWERS, SCORES_TEXT, Sheet
 from engine.measure.time import MAX_STORED_SAMPLES, SequenceTiming, percentiles, steady_window, thin
 from engine.measure.work import compute, drafts, exits
-from spec.measures import MEASURES
+from spec.measures import MEASURES, Group
 from spec.results import Answer, RunResult
 from spec.statistics import pass_at_k, repeats, wilson
 
@@ -70,6 +70,8 @@ class RunRecord:
         verifier: shape of the reward model, where there was one.
         text: for a perplexity task, its score; ``answers`` is then empty.
         no_accuracy: why correctness has no meaning here (random weights); None where it has.
+        no_speed: why times and energy have no meaning here (simulated arithmetic); None where they have.
+        compressed: figures of a compressed model against the one it was made of; None where it is whole.
         missing: reason for a measure the back end could not take, e.g. {"kv_bytes_peak": "..."}.
     """
 
@@ -86,6 +88,8 @@ class RunRecord:
     earlier: int = 0
     text: TextScore | None = None
     no_accuracy: str | None = None
+    no_speed: str | None = None
+    compressed: Mapping[str, Any] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -99,9 +103,18 @@ def summarise(record: RunRecord, environment: dict[str, Any] | None = None) -> R
     _energy(sheet, record, notes)
     windows = None if record.text is None else record.text.windows
     compute(sheet, record.answers, record.model, record.verifier, windows)
+    for name in ("tokens_prompt", "tokens_cached"):
+        if name in record.missing:
+            sheet.put(name, None, record.missing[name])
     drafts(sheet, record.answers)
     samples |= exits(sheet, record.answers)
     _memory(sheet, record)
+    _compression(sheet, record)
+    if record.no_speed is not None:
+        samples = {name: values for name, values in samples.items() if name not in _SERIES}
+        for measure in MEASURES.values():
+            if measure.group in (Group.TIME, Group.ENERGY) and measure.name != "load_s":
+                sheet.put(measure.name, None, record.no_speed)
     if record.earlier:
         notes.append(
             f"The run was resumed: {record.earlier} answers come from an earlier attempt; throughput and energy per "
@@ -264,6 +277,13 @@ def _energy(sheet: Sheet, record: RunRecord, notes: list[str]) -> None:
         ("j_per_correct", correct, record.no_accuracy or f"no answer was correct{which}"),
     ):
         sheet.ratio(name, joules, count, reason if joules is None else SCORES_TEXT if record.text else none)
+
+
+def _compression(sheet: Sheet, record: RunRecord) -> None:
+    found = record.compressed or {}
+    reason = record.no_accuracy or ("the model is not compressed" if record.compressed is None else NOT_TOLD)
+    for name in ("logit_kl", "top1_agreement"):
+        sheet.put(name, found.get(name), reason)
 
 
 def _memory(sheet: Sheet, record: RunRecord) -> None:

@@ -8,15 +8,21 @@ normed waits in ``_Carry`` until that layer is called with the sum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from engine.runtime import triton_attention
 from engine.runtime.attention import Step
-from engine.runtime.family import turns, window
+from engine.runtime.family import is_family, turns, window
+from engine.runtime.products import Product
+
+
+def is_fusable(model: Any) -> bool:
+    """Whether ``Fused`` can run a model: the Llama family, its matrices plain, quantized or low-rank pairs."""
+    return is_family(model)
 
 
 class _Carry:
@@ -36,17 +42,27 @@ class _Carry:
 class Fused:
     """A model whose layers run by our kernels until ``close``. ``step``: where they find the cache of the step.
 
-    The matrices that are multiplied as one lie one above the other in one tensor, of which the modules' own weights
-    become parts: nothing is kept twice, and transformers' modules go on working.
+    The matrices that are multiplied as one lie one above the other in one tensor, and nothing is kept twice: see
+    ``Product``. Transformers' own modules go on working where they are plain; quantized ones have their weights again
+    after ``close``.
     """
 
     def __init__(self, model: Any, step: Step) -> None:
         inner, carry = model.base_model, _Carry()
         norms = [layer.input_layernorm for layer in inner.layers[1:]] + [inner.norm]
         self._changed: list[nn.Module] = []
-        for layer, following in zip(inner.layers, norms, strict=True):
-            self._change(layer, _Layer(model, layer, following, step, carry))
+        self._products: list[Product] = []
+        try:
+            for layer, following in zip(inner.layers, norms, strict=True):
+                self._change(layer, _Layer(model, layer, following, step, carry, self._product))
+        except BaseException:  # out of memory while weights are put in order
+            self.close()
+            raise
         self._change(inner.norm, _LastNorm(inner.norm, carry))
+
+    def _product(self, *modules: nn.Module) -> Product:
+        self._products.append(Product(modules))
+        return self._products[-1]
 
     def _change(self, module: nn.Module, forward: Any) -> None:
         module.forward = forward
@@ -57,12 +73,16 @@ class Fused:
         for module in self._changed:
             del module.forward
         self._changed.clear()
+        while self._products:
+            self._products.pop().close()
 
 
 class _Layer:
     """The forward pass of one decoder layer."""
 
-    def __init__(self, model: Any, layer: Any, following: Any, step: Step, carry: _Carry) -> None:
+    def __init__(
+        self, model: Any, layer: Any, following: Any, step: Step, carry: _Carry, product: Callable[..., Product]
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._step, self._carry = step, carry
         self._index = int(attention.layer_idx)
@@ -70,9 +90,13 @@ class _Layer:
         self._heads, self._kv_heads = (m.out_features // self._dim for m in (attention.q_proj, attention.k_proj))
         self._scale, self._window = float(attention.scaling), window(model, attention)
         self._turns = turns(attention)
-        self._qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._gate_up = _joined([mlp.gate_proj, mlp.up_proj])
-        self._out, self._down, self._width = attention.o_proj, mlp.down_proj, mlp.down_proj.in_features
+        self._qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._gate_up = product(mlp.gate_proj, mlp.up_proj)
+        self._out, self._down, self._width = (
+            product(attention.o_proj),
+            product(mlp.down_proj),
+            mlp.down_proj.in_features,
+        )
         self._norm_in, self._norm_mlp, self._following = (
             layer.input_layernorm,
             layer.post_attention_layernorm,
@@ -92,9 +116,9 @@ class _Layer:
         x, normed = hidden_states[0], self._carry.take(hidden_states)
         if normed is None:
             normed, _ = _norm(self._norm_in, x)
-        attended = self._attend(linear(normed, *self._qkv), *(t[0] for t in position_embeddings))
+        attended = self._attend(self._qkv(normed), *(t[0] for t in position_embeddings))
         normed, x = _norm(self._norm_mlp, self._out(attended), x)
-        both = linear(normed, *self._gate_up)
+        both = self._gate_up(normed)
         mixed = self._down(gated(both[:, : self._width], both[:, self._width :]))
         normed, x = _norm(self._following, mixed, x)
         self._carry.total, self._carry.normed = x[None], normed
@@ -135,12 +159,3 @@ def _norm(module: Any, x: torch.Tensor, residual: torch.Tensor | None = None) ->
     from kernels.norm.triton import add_rms_norm
 
     return add_rms_norm(x, module.weight, module.variance_epsilon, residual)
-
-
-def _joined(linears: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of several layers with one input, as one; the layers keep parts of it for their own."""
-    weight = torch.cat([m.weight.data for m in linears])
-    for module, part in zip(linears, weight.split([m.out_features for m in linears]), strict=True):
-        module.weight.data = part
-    biases = [m.bias for m in linears]
-    return weight, None if biases[0] is None else torch.cat([b.data for b in biases])

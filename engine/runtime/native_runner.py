@@ -1,8 +1,9 @@
 """Runs the Llama family on a processor through our own C++ forward pass: no Python between the layers.
 
-The weights are those of the loaded model, packed once into the order the kernels read. Activations and sums are fp32
-whatever the weights are. Each row's sums run in one fixed order, so a token's scores do not depend, to the last bit,
-on which other rows share its batch or on how its prompt was cut into chunks.
+The weights are those of the loaded model, packed once into the order the kernels read, each matrix in the format it
+has: plain numbers, codes of eight or four bits, or a low-rank pair. Activations and sums are fp32 whatever the weights
+are, but where inputs become int8. Each row's sums run in one fixed order, so a token's scores do not depend, to the
+last bit, on which other rows share its batch or on how its prompt was cut into chunks.
 """
 
 from __future__ import annotations
@@ -13,120 +14,107 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from engine.compress.linears import QuantizedEmbedding
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK
-from engine.runtime.family import is_plain, turns, window
+from engine.runtime.family import is_family, turns, window
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
+from engine.runtime.native_weights import Weights
 from kernels.native import build, ops
+from kernels.native.matrix import KINDS
 
 
 def serves(model: Any, device: torch.device) -> bool:
     """Whether ``NativeRunner`` can run a model: its family, its parts, its number format, a compiler at hand."""
     if device.type != "cpu" or model.dtype not in ops.CODES:
         return False
-    return is_plain(model) and model.base_model.layers[0].self_attn.head_dim % 2 == 0 and build.reason() is None
+    return is_family(model) and model.base_model.layers[0].self_attn.head_dim % 2 == 0 and build.reason() is None
 
 
 class NativeRunner:
     """See Runner and ExitingRunner.
 
-    ``sole``: nobody else runs the model until ``close``, so the layers' matrices are kept once: the model gives each up
-    as it is packed, and gets it back at the end.
+    ``sole``: nobody else runs the model until ``close``, so the matrices of its layers, and all that are quantized, are
+    kept once: the model gives each up as it is packed, and gets it back at the end.
     """
 
-    name = "paged, native forward"
     pads = False
     samples = False
 
     def __init__(self, model: Any, dtype: torch.dtype, sole: bool = False) -> None:
         self._model = model
-        self._sole = sole
-        self._taken: list[tuple[list[nn.Linear], torch.Tensor]] = []
         self.dtype = self._dtype = dtype
-        self._held: list[torch.Tensor] = []
         inner, config = model.base_model, model.config
-        attention = inner.layers[0].self_attn
         self.layers = len(inner.layers)
         self.vocab, self.hidden = int(config.vocab_size), int(config.hidden_size)
-        self._kv_heads, self._dim = int(config.num_key_value_heads), int(attention.head_dim)
-        self._heads, self._mlp = int(config.num_attention_heads), int(config.intermediate_size)
-        self._shapes = [KvShape(self._kv_heads, self._dim, self._dim)] * self.layers
-        self.block_bytes = block_bytes(self._shapes, dtype)
+        self._dim = int(inner.layers[0].self_attn.head_dim)
         self._kv: KvCache | None = None
         self._scratch = ops.Scratch()
+        self._weights = Weights(sole)
         try:
-            self._layers = (ops.Layer * self.layers)(*(self._layer(i, m) for i, m in enumerate(inner.layers)))
+            self._layers = (ops.Layer * self.layers)(*(self._layer(m) for m in inner.layers))
             self._native = self._describe()
         except BaseException:
-            self._give_back()
+            self._weights.close()
             raise
+        self._shapes = [KvShape(layer.kv, self._dim, self._dim) for layer in self._layers]
+        self.block_bytes = block_bytes(self._shapes, dtype)
         self._x = self._work = self._out = self._states = torch.empty(0)
         self._embed, self._run, self._head, self._by_reference = ops.forward_of(self._native)
+
+    @property
+    def name(self) -> str:
+        """See Runner. Formats other than plain numbers are named."""
+        formats = self._weights.formats
+        return ", ".join(["paged, native forward", *([f"{' and '.join(formats)} weights"] if formats else [])])
 
     # ---- the model as forward.cpp reads it
 
     def _describe(self) -> ops.Model:
-        inner, head = self._model.base_model, self._model.get_output_embeddings()
+        inner, head, weights = self._model.base_model, self._model.get_output_embeddings(), self._weights
         found = ops.Model(
-            self.layers, self.hidden, self._mlp, self.vocab, self._heads, self._kv_heads, self._dim,
-            ops.CODES[inner.embed_tokens.weight.dtype], ops.CODES[self._dtype],
-            float(inner.norm.variance_epsilon), float(inner.layers[0].self_attn.scaling),
-        )  # fmt: skip
-        found.embedding = self._keep(inner.embed_tokens.weight.detach().contiguous())
-        found.norm = self._fp32(inner.norm.weight)
+            layers=self.layers,
+            hidden=self.hidden,
+            vocab=self.vocab,
+            dim=self._dim,
+            cache=ops.CODES[self._dtype],
+            eps=float(inner.norm.variance_epsilon),
+            scale=float(inner.layers[0].self_attn.scaling),
+            norm=weights.fp32(inner.norm.weight),
+        )
         if head is not None:  # a reward model's trunk has none
-            found.head = self._pack(head.weight)
-            found.head_bias = self._fp32(head.bias)
+            found.head = weights.matrices([head], lasting=True)
+        tokens = inner.embed_tokens
+        if not isinstance(tokens, QuantizedEmbedding):
+            found.table = KINDS[tokens.weight.dtype]
+            found.embedding = weights.keep(tokens.weight.detach().contiguous())
+        elif tokens.is_tied(head):
+            found.lookup = found.head
+        else:
+            found.lookup = weights.embedding(tokens)
         found.layer = ctypes.cast(self._layers, ctypes.POINTER(ops.Layer))
         return found
 
-    def _layer(self, index: int, layer: Any) -> ops.Layer:
-        a, mlp = layer.self_attn, layer.mlp
-        biases = [m.bias for m in (a.q_proj, a.k_proj, a.v_proj)]
+    def _layer(self, layer: Any) -> ops.Layer:
+        a, mlp, weights = layer.self_attn, layer.mlp, self._weights
         return ops.Layer(
-            norm_in=self._fp32(layer.input_layernorm.weight),
-            norm_mlp=self._fp32(layer.post_attention_layernorm.weight),
-            qkv=self._take([a.q_proj, a.k_proj, a.v_proj]),
-            o=self._take([a.o_proj]),
-            gate_up=self._take([mlp.gate_proj, mlp.up_proj]),
-            down=self._take([mlp.down_proj]),
-            qkv_bias=self._fp32(None if biases[0] is None else torch.cat(biases)),
-            o_bias=self._fp32(a.o_proj.bias),
-            q_norm=self._fp32(a.q_norm.weight if hasattr(a, "q_norm") else None),
-            k_norm=self._fp32(a.k_norm.weight if hasattr(a, "k_norm") else None),
+            norm_in=weights.fp32(layer.input_layernorm.weight),
+            norm_mlp=weights.fp32(layer.post_attention_layernorm.weight),
+            qkv=weights.matrices([a.q_proj, a.k_proj, a.v_proj]),
+            o=weights.matrices([a.o_proj]),
+            gate_up=weights.matrices([mlp.gate_proj, mlp.up_proj]),
+            down=weights.matrices([mlp.down_proj]),
+            q_norm=weights.fp32(a.q_norm.weight if hasattr(a, "q_norm") else None),
+            k_norm=weights.fp32(a.k_norm.weight if hasattr(a, "k_norm") else None),
+            qkv_parts=3,
+            gate_up_parts=2,
+            query=a.q_proj.out_features // self._dim,
+            kv=a.k_proj.out_features // self._dim,
+            mlp=mlp.down_proj.in_features,
             window=window(self._model, a),
             rotary=int(turns(a)),
         )
-
-    def _keep(self, tensor: torch.Tensor) -> int:
-        self._held.append(tensor)
-        return tensor.data_ptr()
-
-    def _take(self, linears: list[nn.Linear]) -> int:
-        """The matrices one above the other, packed."""
-        weight = torch.cat([m.weight for m in linears]) if len(linears) > 1 else linears[0].weight
-        if not self._sole:
-            return self._pack(weight)
-        packed = ops.pack(weight.detach())
-        self._taken.append((linears, packed))
-        for module in linears:
-            module.weight.data = module.weight.new_empty(0)
-        return packed.data_ptr()
-
-    def _give_back(self) -> None:
-        while self._taken:
-            linears, packed = self._taken.pop()
-            whole = ops.unpack(packed, sum(m.out_features for m in linears))
-            for module, part in zip(linears, whole.split([m.out_features for m in linears]), strict=True):
-                module.weight.data = part.clone(memory_format=torch.contiguous_format)
-
-    def _pack(self, weight: torch.Tensor) -> int:
-        return self._keep(ops.pack(weight.detach()))
-
-    def _fp32(self, tensor: torch.Tensor | None) -> int | None:
-        return None if tensor is None else self._keep(tensor.detach().float().contiguous())
 
     # ---- Runner
 
@@ -166,7 +154,8 @@ class NativeRunner:
         self._through(batch, 0, self.layers)
         n = len(batch.wanted)
         self._room(n)
-        self._head(self._by_reference, n, _at(batch.wanted), _ptr(self._x), _ptr(self._states), None, None)
+        x, work, states = _ptr(self._x), _ptr(self._work), _ptr(self._states)
+        self._head(self._by_reference, n, _at(batch.wanted), x, work, states, None, None)
         return self._states[:n]
 
     def exiting(self, batch: Batch, thresholds: np.ndarray, margin: bool, first: int) -> tuple[torch.Tensor, list[int]]:
@@ -195,8 +184,7 @@ class NativeRunner:
     def close(self) -> None:
         """See Runner."""
         self._kv = None
-        self._give_back()
-        self._held.clear()
+        self._weights.close()
 
     # ---- calls
 
@@ -234,15 +222,14 @@ class NativeRunner:
     def _read(self, wanted: np.ndarray, x: torch.Tensor, best: ctypes.c_void_p | None = None) -> torch.Tensor:
         n = len(wanted)
         self._room(n)
-        self._head(self._by_reference, n, _at(wanted), _ptr(x), _ptr(self._states), _ptr(self._out), best)
+        states, out = _ptr(self._states), _ptr(self._out)
+        self._head(self._by_reference, n, _at(wanted), _ptr(x), _ptr(self._work), states, out, best)
         return self._out[:n]
 
     def _grow(self, m: int) -> None:
         if len(self._x) < m:
-            wide = max(self.hidden, self._heads * self._dim)
-            middle = max((self._heads + 2 * self._kv_heads) * self._dim, 2 * self._mlp)
             self._x = torch.empty(m, self.hidden)
-            self._work = torch.empty(m * (wide + middle))
+            self._work = torch.empty(ops.work_of(self._native, m))
 
     def _room(self, n: int) -> None:
         if len(self._states) < n:

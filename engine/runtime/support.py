@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.measure.hardware import package_version
+from engine.compress.linears import QuantizedLinear
+from engine.measure.hardware import machine_with
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK
-from engine.runtime.family import FAMILY, is_plain
+from engine.runtime.family import FAMILY
+from engine.runtime.fusion import is_fusable
 from engine.runtime.kv_cache import KvShape
 from engine.runtime.module_runner import ModuleRunner
 from engine.runtime.native_runner import NativeRunner, serves
@@ -31,6 +33,8 @@ _PIECES = ((17, 5), (3, 5), (8, 1), (1, 1), (1, 1), (1, 0))
 # What is computed wrongly comes to about 1. The largest difference would not do: it grows with the vocabulary.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.1}
 _ROUNDING = {KvDtype.AUTO: 0.0, KvDtype.INT8: 0.2, KvDtype.FP8: 0.4}  # that a cache of one byte may make
+# An input of an int8 product at the edge of two codes falls to either side with the last bit of the sums before it.
+_INT8_INPUTS = 0.02
 ANY = Way()
 
 
@@ -48,7 +52,8 @@ def runner_for(model: Any, device: torch.device, way: Way = ANY, sole: bool = Fa
     if parameters.get("rope_type") in BATCH_DEPENDENT:
         raise Unsupported("its rotary positions depend on the longest sequence in the batch")
     ids, expected, shapes = _reference(model, device)
-    tolerance = max(_TOLERANCE[model.dtype], _ROUNDING[way.kv_cache])
+    int8_inputs = any(isinstance(m, QuantizedLinear) and m.activation is not None for m in model.modules())
+    tolerance = max(_TOLERANCE[model.dtype], _ROUNDING[way.kv_cache], _INT8_INPUTS * int8_inputs)
     error = None
     for make in _candidates(model, device, shapes, way, sole):
         runner, failed = make(), error
@@ -85,9 +90,9 @@ def _candidates(
 
 def _fusions(model: Any, attention: Attention, way: Way) -> tuple[Fusion, ...]:
     """Whether fused kernels run between the matrix products; both are tried where that is open."""
-    serves = attention in (Attention.TRITON, Attention.CASCADE) and is_plain(model)
+    serves = attention in (Attention.TRITON, Attention.CASCADE) and is_fusable(model)
     if way.fusion is Fusion.KERNELS:
-        if not is_plain(model):
+        if not is_fusable(model):
             raise Unsupported(f"the fused kernels run the Llama family ({', '.join(FAMILY)})")
         return (Fusion.KERNELS,) if serves else ()
     return (Fusion.KERNELS, Fusion.OFF) if serves and way.fusion is Fusion.AUTO else (Fusion.OFF,)
@@ -121,7 +126,7 @@ def _widest(shapes: Sequence[KvShape]) -> int:
 def machine_of(device: torch.device) -> Machine:
     """The machine as torch sees it."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    return Machine(capability, package_version("triton"), build.compiler_reason())
+    return machine_with(capability)
 
 
 @torch.inference_mode()

@@ -1,1 +1,1 @@
-"""Linear layers whose weights alone are quantized: int8, int4 in groups, fp8."""
+"""Linear layers whose weights are quantized, alone or with what they are multiplied with."""

@@ -12,7 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.linear.packing import Kind, PackedWeight
+from kernels.linear.convert import looked_up, looked_up_plane, plane, single, table_of
+from kernels.linear.packing import PLANES, PackedWeight, lane
+from kernels.linear.weight import Kind
 
 VECTORS = 4  # rows of fp32 up to which each reads the weight for itself; tensor cores have no exact fp32
 ROWS = 64  # of half precision, up to which the weight is converted as it is read
@@ -21,48 +23,10 @@ LEAST = 2  # spans for which another program is worth starting
 
 
 @triton.jit
-def _plane(w, i: tl.constexpr, PLANES: tl.constexpr, dtype: tl.constexpr, UPCAST: tl.constexpr):
-    """The weights of plane ``i`` of the words ``w`` without scale and zero point, exact in ``dtype``.
-
-    Integers are divided by 512, in bf16 by 256, which leaves room for the factors that make whole numbers of subnormal
-    ones. What is done to one word can be done to the two in a register, but for the shift, hence by a byte at most.
-    """
-    BITS: tl.constexpr = 16 // PLANES
-    SHIFT: tl.constexpr = i * BITS % 8
-    if PLANES == 1:
-        if UPCAST:
-            v = w.to(tl.float32)
-        elif dtype == tl.bfloat16:
-            v = w.to(tl.float16).to(tl.float32).to(tl.bfloat16)  # in one step, four times slower
-        else:
-            v = w.to(dtype)
-    else:
-        if i * BITS >= 8:
-            w = w >> 8
-        code = w & (((1 << BITS) - 1) << SHIFT)
-        if UPCAST and dtype == tl.bfloat16:  # the interpreter has no bf16 arithmetic
-            v = (code.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-        else:
-            v = code.to(dtype, bitcast=True)
-        if dtype == tl.float16:
-            v = v * 2.0 ** (15 - SHIFT) - 2.0 ** (BITS - 10)
-        else:
-            v = v * 2.0 ** (125 - SHIFT) - 2.0 ** (BITS - 9)
-    return v
-
-
-@triton.jit
-def _single(w, i: tl.constexpr, BITS: tl.constexpr):
-    """The codes of plane ``i`` in the lower halves of ``w``, less the zero point, times 2**-22 and exact in fp32."""
-    code = (w & (((1 << BITS) - 1) << (BITS * i))).to(tl.float32, bitcast=True)  # times 2**(BITS * i - 149)
-    return code * 2.0 ** (127 - BITS * i) - 2.0 ** (BITS - 23)
-
-
-@triton.jit
 def _vector(
     X, W, SCALES, ZEROS, BIAS, OUT, x_row, N, K, chunks,
-    PLANES: tl.constexpr, LANE: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BN: tl.constexpr, BC: tl.constexpr,
+    PLANES: tl.constexpr, LANE: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, TABLE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """``BN`` numbers of one row of the result, ``BC`` chunks of each row of the weight at a time, one to a thread.
 
@@ -70,7 +34,9 @@ def _vector(
     """
     BITS: tl.constexpr = 16 // PLANES
     WORDS: tl.constexpr = LANE if PLANES == 1 else LANE // 2  # elements of W in a chunk
-    UNIT: tl.constexpr = 1.0 if PLANES == 1 else 2.0**-22
+    UNIT: tl.constexpr = 1.0 if PLANES == 1 or TABLE else 2.0**-22
+    if TABLE:
+        table = table_of(UPCAST)
     m = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     c = tl.arange(0, BC)
@@ -90,8 +56,12 @@ def _vector(
                 part += w.to(tl.float32) * x
             else:
                 even, odd = tl.split(x.reshape(BC, 1, WORDS, 2))
-                part += _single(w, i, BITS) * even
-                part += _single(w >> 16, i, BITS) * odd
+                if TABLE:
+                    part += looked_up(table, w >> (BITS * i), UPCAST) * even
+                    part += looked_up(table, w >> (BITS * i + 16), UPCAST) * odd
+                else:
+                    part += single(w, i, BITS) * even
+                    part += single(w >> 16, i, BITS) * odd
                 total += even + odd
         if GROUP > 0:
             at = ((c0 + c) * (LANE * PLANES) // GROUP)[:, None] * N + row[None, :]
@@ -114,8 +84,9 @@ def _vector(
 @triton.jit
 def _rows(
     X, W, SCALES, ZEROS, BIAS, OUT, x_row, M, N, K, chunks, each,
-    PLANES: tl.constexpr, LANE: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, UPCAST: tl.constexpr,
+    PLANES: tl.constexpr, LANE: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, TABLE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """A tile of the result, summed over the ``each`` chunks of one split.
 
@@ -132,7 +103,7 @@ def _rows(
     words = W + row.to(tl.int64)[None, :] * (chunks * LANE) + p[:, None]
     xs = X + m.to(tl.int64)[:, None] * x_row + of_k[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
-    UNIT: tl.constexpr = 1.0 if PLANES == 1 else 512.0 if dtype == tl.float16 else 256.0
+    UNIT: tl.constexpr = 1.0 if PLANES == 1 or TABLE else 512.0 if dtype == tl.float16 else 256.0
     PAIR: tl.constexpr = GROUP > 0 and GROUP < PIECE * PLANES
     first = (p < PIECE // 2)[:, None]
     if HAS_ZEROS and GROUP <= 0:
@@ -158,7 +129,10 @@ def _rows(
             part = tl.zeros([BM, BN], tl.float32) if GROUP > 0 and not PAIR else acc
             for i in tl.static_range(PLANES):
                 x = tl.load(xs + k + i * LANE, mask=there & (k + i * LANE + of_k < K)[None, :], other=0.0)
-                v = _plane(w, i, PLANES, dtype, UPCAST)
+                if TABLE:
+                    v = looked_up_plane(w, i, dtype, UPCAST)
+                else:
+                    v = plane(w, i, PLANES, dtype, UPCAST)
                 if PAIR:
                     v *= UNIT  # before the scale, lest the product be too small for fp16
                 if HAS_ZEROS:
@@ -196,7 +170,7 @@ def _sum(PARTS, BIAS, OUT, M, N, splits, HAS_BIAS: tl.constexpr, BN: tl.constexp
 @triton.jit
 def _dequantize(
     W, SCALES, ZEROS, OUT, N, K, chunks,
-    PLANES: tl.constexpr, LANE: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    PLANES: tl.constexpr, LANE: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, TABLE: tl.constexpr,
     BC: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """``BC`` chunks of one row of the weight, rounded once, to the type of ``OUT``."""
@@ -207,10 +181,15 @@ def _dequantize(
     w = tl.load(W + (n * chunks + c[:, None]) * LANE + e[None, :], mask=there, other=0.0)
     at = n + (c * (LANE * PLANES) // GROUP)[:, None] * N if GROUP > 0 else n + (c * 0)[:, None]
     scale = tl.load(SCALES + at, mask=there, other=0.0).to(tl.float32)
+    if TABLE:
+        table = table_of(UPCAST)
     for i in tl.static_range(PLANES):
-        v = _plane(w, i, PLANES, tl.float16, UPCAST).to(tl.float32)
-        if PLANES > 1:
-            v *= 512.0
+        if TABLE:
+            v = looked_up(table, w.to(tl.int32) >> (16 // PLANES * i), UPCAST)
+        else:
+            v = plane(w, i, PLANES, tl.float16, UPCAST).to(tl.float32)
+            if PLANES > 1:
+                v *= 512.0
         if HAS_ZEROS:
             v -= tl.load(ZEROS + at, mask=there, other=0.0).to(tl.float32)
         k = c[:, None] * (LANE * PLANES) + i * LANE + e[None, :]
@@ -218,7 +197,7 @@ def _dequantize(
 
 
 def linear(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``x @ weight.T + bias`` for a weight that ``kernels.linear.packing.quantize`` made.
+    """``x @ weight.T + bias`` for a weight that ``kernels.linear.packing.pack`` put in order.
 
     Which kernel runs follows from the shape and type of ``x`` alone, nothing waits for the GPU, and equal calls give
     equal bits; a row's bits may differ with the number of rows beside it.
@@ -259,7 +238,7 @@ def vector(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> 
     _vector[(triton.cdiv(n, bn), m)](
         x, packed.data if packed.kind == Kind.FP8 else packed.data.view(torch.int32), *_rest(packed, bias, out), out,
         x.stride(0), n, k, chunks, **_constants(packed), HAS_BIAS=bias is not None, BN=bn, BC=32 * warps,
-        num_warps=warps,
+        UPCAST=not x.is_cuda, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -269,8 +248,7 @@ def few_rows(
 ) -> torch.Tensor:
     """``linear`` for ``x`` [m, k] in half precision; ``splits`` of k, None for as many as fill the GPU."""
     m, (n, k), chunks = x.shape[0], packed.shape, packed.chunks
-    constants = _constants(packed)
-    lane, group = constants["LANE"], constants["GROUP"]
+    group = packed.group
     bm = 16 if m <= 16 else 32
     bn = 128 if n >= 2048 and group in (-1, 128) else 64  # what small groups hold would not fit into registers
     tiles, spans = triton.cdiv(m, bm) * triton.cdiv(n, bn), triton.cdiv(chunks, SPAN)
@@ -279,11 +257,11 @@ def few_rows(
     splits = triton.cdiv(spans, each)
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     parts = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
-    piece, times = pieces(lane, packed.kind.planes, group)
+    piece, times = pieces(packed.kind, group)
     _rows[(triton.cdiv(m, bm), triton.cdiv(n, bn), splits)](
         x, packed.data, *_rest(packed, bias, out), parts, x.stride(0), m, n, k, chunks, each * SPAN,
-        **constants, HAS_BIAS=bias is not None and splits == 1, BM=bm, BN=bn, PIECE=piece,
-        PIECES=times, UPCAST=not x.is_cuda, num_warps=4, num_stages=4 if bm == 16 else 3,
+        **_constants(packed), HAS_BIAS=bias is not None and splits == 1,
+        BM=bm, BN=bn, PIECE=piece, PIECES=times, UPCAST=not x.is_cuda, num_warps=4, num_stages=stages(bm, group),
     )  # fmt: skip
     if splits > 1:
         _sum[(triton.cdiv(n, 256), m)](
@@ -292,10 +270,16 @@ def few_rows(
     return out
 
 
-def pieces(lane: int, planes: int, group: int) -> tuple[int, int]:
+def pieces(kind: Kind, group: int) -> tuple[int, int]:
     """Words of a row that ``_rows`` multiplies at a time, and how many times a turn."""
-    piece = SPAN * lane if group == -1 else max(16, group // planes)
-    return piece, SPAN * lane // piece
+    span = SPAN * lane(kind)
+    piece = span if group == -1 else max(16, group // PLANES[kind])
+    return piece, span // piece
+
+
+def stages(bm: int, group: int) -> int:
+    """Turns of ``_rows`` that are under way at once; so many that registers suffice, which for small groups are few."""
+    return 4 if bm == 16 or group == 32 else 3
 
 
 def dequantize(packed: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -309,11 +293,15 @@ def dequantize(packed: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     return out
 
 
-def _constants(packed: PackedWeight) -> dict[str, int | bool]:
-    lane = packed.kind.chunk // packed.kind.planes
+def constants(kind: Kind, group: int, has_zeros: bool) -> dict[str, int | bool]:
+    """Those of all three kernels that follow from the weight."""
     return {
-        "PLANES": packed.kind.planes, "LANE": lane, "GROUP": packed.group, "HAS_ZEROS": packed.zeros is not None
+        "PLANES": PLANES[kind], "LANE": lane(kind), "GROUP": group, "HAS_ZEROS": has_zeros, "TABLE": kind == Kind.NF4
     }  # fmt: skip
+
+
+def _constants(packed: PackedWeight) -> dict[str, int | bool]:
+    return constants(packed.kind, packed.group, packed.zeros is not None)
 
 
 def _rest(packed: PackedWeight, bias: torch.Tensor | None, nothing: torch.Tensor) -> tuple[torch.Tensor, ...]:

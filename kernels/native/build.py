@@ -20,7 +20,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("forward.cpp")
 # -ffast-math by its parts: as a whole it links start-up code that makes this process round tiny numbers to zero.
-MATH = ("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-fassociative-math", "-freciprocal-math")
+# Without -fassociative-math, which gives an unrolled sum another order than the same sum in a loop.
+MATH = ("-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-freciprocal-math")
 FLAGS = ("-O2", *MATH, "-ffp-contract=fast", "-pthread", "-shared", "-fPIC", "-std=c++17")
 TUNING = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native"}
 COMPILERS = ("g++", "c++", "clang++")
@@ -47,6 +48,7 @@ def library() -> ctypes.CDLL:
 
     found.threads = torch.get_num_threads()  # for good: each has its part of the memory for attention scores
     found.isoquant_threads(found.threads)
+    found.isoquant_linear_scratch.restype = found.isoquant_work.restype = ctypes.c_int64
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kernels.native.build import library
+from kernels.native.matrix import Matrix
 
 BLOCK = 16
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -40,13 +41,13 @@ class Rows(Structure):
 
 
 class Layer(Structure):
-    """One layer's weights (packed where they are matrices) and KV blocks."""
+    """One layer's matrices, norms and KV blocks, and its own heads and width; see ``Layer`` in forward.cpp."""
 
     _fields_ = (
-        *((n, c_void_p) for n in ("norm_in", "norm_mlp", "qkv", "o", "gate_up", "down")),
-        *((n, c_void_p) for n in ("qkv_bias", "o_bias", "q_norm", "k_norm", "keys", "values")),
-        ("window", c_int32),
-        ("rotary", c_int32),
+        *((n, c_void_p) for n in ("norm_in", "norm_mlp")),
+        *((n, POINTER(Matrix)) for n in ("qkv", "o", "gate_up", "down")),
+        *((n, c_void_p) for n in ("q_norm", "k_norm", "keys", "values")),
+        *((n, c_int32) for n in ("qkv_parts", "gate_up_parts", "query", "kv", "mlp", "window", "rotary")),
     )
 
 
@@ -54,36 +55,14 @@ class Model(Structure):
     """A whole model; see ``Model`` in forward.cpp."""
 
     _fields_ = (
-        *((n, c_int32) for n in ("layers", "hidden", "mlp", "vocab", "query", "kv", "dim", "weights", "cache")),
+        *((n, c_int32) for n in ("layers", "hidden", "vocab", "dim", "table", "cache")),
         ("eps", c_float),
         ("scale", c_float),
-        *((n, c_void_p) for n in ("embedding", "head", "norm", "head_bias", "cos", "sin")),
+        ("embedding", c_void_p),
+        *((n, POINTER(Matrix)) for n in ("lookup", "head")),
+        *((n, c_void_p) for n in ("norm", "cos", "sin")),
         ("layer", POINTER(Layer)),
     )
-
-
-def pack(weight: torch.Tensor) -> torch.Tensor:
-    """A matrix [n, k] in the order ``linear`` reads it: [panels, k, panel], the last panel filled up with zeros."""
-    n, k = weight.shape
-    lib = library()
-    panel = lib.isoquant_panel()
-    weight = weight.contiguous()
-    packed = torch.empty((-(-n // panel), k, panel), dtype=weight.dtype)
-    lib.isoquant_pack(CODES[weight.dtype], _at(weight), n, k, _at(packed))
-    return packed
-
-
-def unpack(packed: torch.Tensor, n: int) -> torch.Tensor:
-    """The matrix [n, k] that was packed, to the bit."""
-    return packed.transpose(1, 2).reshape(-1, packed.shape[1])[:n]
-
-
-def linear(x: torch.Tensor, packed: torch.Tensor, n: int) -> torch.Tensor:
-    """``x`` [m, k] (fp32) times the transpose of a packed matrix: fp32 [m, n]."""
-    m, k = x.shape
-    y = torch.empty(m, n)
-    library().isoquant_linear(CODES[packed.dtype], m, _at(x), k, _at(packed), k, _at(y), n, None, 0)
-    return y
 
 
 def attend(
@@ -142,6 +121,11 @@ def _at(tensor: torch.Tensor) -> c_void_p:
 
 
 def forward_of(model: Model) -> Any:
-    """The three calls of a forward pass as functions of addresses; see NativeForward."""
+    """The three calls of a forward pass as functions of addresses, and the model's own; see NativeRunner."""
     lib = library()
     return lib.isoquant_embed, lib.isoquant_layers, lib.isoquant_head, ctypes.byref(model)
+
+
+def work_of(model: Model, m: int) -> int:
+    """Floats of working memory that a forward pass of ``m`` rows needs."""
+    return int(library().isoquant_work(ctypes.byref(model), m))

@@ -45,12 +45,21 @@ class Team {
         barrier();
     }
 
-    // The calling thread's share of 0 .. n - 1, in one piece; then the barrier.
+    // The calling thread's share of 0 .. n - 1, in one piece, from its begin to its end; then the barrier.
+    template <typename F>
+    void split(int n, F piece) {
+        const int64_t t = tid();
+        const int begin = (int)(n * t / size_), end = (int)(n * (t + 1) / size_);
+        if (begin < end) piece(begin, end);
+        barrier();
+    }
+
+    // The same, one by one.
     template <typename F>
     void share(int n, F one) {
-        const int64_t t = tid();
-        for (int i = (int)(n * t / size_), end = (int)(n * (t + 1) / size_); i < end; i++) one(i);
-        barrier();
+        split(n, [&](int begin, int end) {
+            for (int i = begin; i < end; i++) one(i);
+        });
     }
 
     // 0 .. n - 1 one by one to whoever is free; then the barrier.

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from spec.errors import SpecError, shorten
-from spec.parameters import parameters, validate
+from spec.named import Named
 
 LOGPROB = "logprob"  # the reward that costs nothing: how likely the model itself finds its step
 SMALLEST = "lab-xs"
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(Named):
     """Base of all strategies.
 
-    ``name`` is the word used everywhere, ``summary`` the sentence shown beside it, ``source`` the work it was first
-    described in. ``needs_runtime``: it reaches into the forward pass, which only the own runtime allows.
+    ``needs_runtime``: it reaches into the forward pass, which only our runtime allows. ``asks_tokens``: it asks for the
+    likely next tokens and puts whole texts together from them. ``continues``: it goes on from a text that it cut.
     """
 
-    name: ClassVar[str] = ""
-    summary: ClassVar[str] = ""
-    source: ClassVar[str] = ""
+    always: ClassVar[tuple[str, ...]] = ("n", "temperature")
     needs_runtime: ClassVar[bool] = False
+    asks_tokens: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
     guesses: ClassVar[bool] = False  # whether tokens are guessed ahead, and verified
-
-    def __post_init__(self) -> None:
-        validate(self, self.name)
 
     @property
     def samples(self) -> int:
@@ -60,19 +57,6 @@ class Strategy:
         """Whether it asks which answers are the same; one that takes the best candidate does not."""
         return False
 
-    def to_dict(self) -> dict[str, Any]:
-        """``{"name": ..., <parameter>: ...}``, all parameters present."""
-        return {"name": self.name} | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-
-    def __str__(self) -> str:
-        """Compact text form: the name, ``n`` and ``temperature``, then what differs from its default."""
-        parts = [
-            f"{p.name}={_escape(str(_plain(getattr(self, p.name))))}"
-            for p in sorted(parameters(type(self)), key=lambda p: p.name != "n")
-            if p.name in ("n", "temperature") or getattr(self, p.name) != p.default
-        ]
-        return self.name + (":" + ",".join(parts) if parts else "")
-
 
 def listed(text: str, field: str) -> tuple[str, ...]:
     """The entries of a list written with plus signs: ``lab-xs+lab-s``. Raises SpecError where one is empty."""
@@ -87,12 +71,3 @@ def needed(text: str, field: str) -> str:
     if not text.strip():
         raise SpecError(f"{field} must not be empty.", field=field)
     return text.strip()
-
-
-def _escape(value: str) -> str:
-    """``value`` as ``parse_strategy`` reads it."""
-    return value.replace("\\", "\\\\").replace(",", "\\,")
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, str) else value

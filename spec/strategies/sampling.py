@@ -54,6 +54,7 @@ class Beam(Strategy):
 
     name: ClassVar[str] = "beam"
     summary: ClassVar[str] = "Keep the most likely beginnings, token by token, and answer with the most likely whole."
+    asks_tokens: ClassVar[bool] = True
     source: ClassVar[str] = "Sutskever et al. 2014, arXiv 1409.3215; length penalty: Wu et al. 2016, arXiv 1609.08144"
     width: int = parameter(4, low=1, high=64, help="How many beginnings are kept.")
     length_penalty: float = parameter(
@@ -150,6 +151,7 @@ class Budget(Strategy):
 
     name: ClassVar[str] = "budget"
     summary: ClassVar[str] = "One greedy answer whose thinking is cut at a cap and prolonged up to a floor."
+    continues: ClassVar[bool] = True
     source: ClassVar[str] = "Muennighoff et al. 2025, arXiv 2501.19393"
     max_tokens: int = parameter(256, low=1, high=131_072, help="Most tokens of thinking; then the answer is forced.")
     min_tokens: int = parameter(0, low=0, high=131_072, help="Thinking that ends before so many tokens must go on.")

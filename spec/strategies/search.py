@@ -18,6 +18,7 @@ _TEST_TIME = "Snell et al. 2024, arXiv 2408.03314"
 class StepSearch(Sample):
     """Base of the searches: how a step is drawn and scored, and how the ended solutions vote."""
 
+    continues: ClassVar[bool] = True
     max_step_tokens: int = parameter(
         256, low=1, high=131_072, help="Longest step in tokens; one that is cut goes on as the next step."
     )

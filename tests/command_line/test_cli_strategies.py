@@ -42,8 +42,8 @@ def test_folders_of_further_models_are_made_absolute(tmp_path, monkeypatch):
 
 def test_further_models_and_reward_models_are_looked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr("commands.options.resolve", lambda name: asked.append(name))
-    monkeypatch.setattr("commands.options.resolve_reward", lambda name: asked.append(name))
+    monkeypatch.setattr("engine.catalog.resolve", lambda name: asked.append(name))
+    monkeypatch.setattr("engine.catalog.resolve_reward", lambda name: asked.append(name))
     for text in ("ensemble:others=a+b", "mcts:reward=logprob", "mcts:reward=r"):
         check(make_spec("lab-s", text))
     assert asked == ["lab-s", "a", "b", "lab-s", "lab-s", "r"]

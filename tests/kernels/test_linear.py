@@ -5,7 +5,8 @@ import torch
 
 from kernels.linear import reference
 from kernels.linear import triton as kernels
-from kernels.linear.packing import Kind, dequantize, quantize
+from kernels.linear.packing import pack, unpack
+from kernels.linear.weight import Kind, dequantize, quantize
 from tests.kernels.paged import DEVICE, DTYPES, LIMIT, error
 
 KINDS = {
@@ -18,8 +19,9 @@ KINDS = {
     for g in (32, 64, 128)
     for z in (False, True)
 }
+KINDS |= {"nf4": {"kind": Kind.NF4}} | {f"nf4 of {g}": {"kind": Kind.NF4, "group": g} for g in (32, 64, 128)}
 # What rounding to each kind loses of normal numbers: at most a twelfth of a step squared, in 3 sigma of so many steps.
-LOSS = {Kind.INT8: 0.012, Kind.FP8: 0.03, Kind.INT4: 0.2}
+LOSS = {Kind.INT8: 0.012, Kind.FP8: 0.03, Kind.INT4: 0.2, Kind.NF4: 0.15}
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -31,15 +33,15 @@ def weight(n, k, seed=1):
     return (normal(n, k, seed=seed) + 0.5) * torch.logspace(-3, 1, n, device=DEVICE)[:, None]
 
 
-def check(found, x, packed, bias=None):
+def check(found, x, weight, bias=None):
     """At most twice the error of plain PyTorch, which rounds the weight to the type of ``x``; each row counts alike.
 
     The order of a sum in fp32 alone is worth 2e-7. The interpreter cuts off where it is to round to bf16, which doubles
     that error of the result; there the limit is that of the other kernels.
     """
-    scale = packed.scales.double().amax(0)
-    expected = reference.linear(x, packed, bias) / scale
-    plain = torch.nn.functional.linear(x, dequantize(packed, x.dtype), bias) / scale
+    scale = weight.scales.double().amax(1)
+    expected = reference.linear(x, weight, bias) / scale
+    plain = torch.nn.functional.linear(x, dequantize(weight, x.dtype), bias) / scale
     limit = max(2 * error(plain, expected), 2e-7)
     if x.dtype == torch.bfloat16 and DEVICE.type == "cpu":
         limit = LIMIT[x.dtype]
@@ -78,40 +80,40 @@ def ran(monkeypatch):
 def test_a_vector(how, dtype):
     n = 67 if dtype == torch.float16 else 5  # the more rows, the more of them to a program
     k = 384 if how.get("group", -1) > 0 else 301
-    packed = quantize(weight(n, k), **how)
+    stored = quantize(weight(n, k), **how)
     x = normal(1, k, seed=2, dtype=dtype)
-    check(kernels.vector(x, packed, None), x, packed)
+    check(kernels.vector(x, pack(stored), None), x, stored)
 
 
 @pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize(("dtype", "splits"), [(torch.float16, 3), (torch.bfloat16, 1)])
 def test_a_few_rows(how, dtype, splits):
     k = 896 if how.get("group", -1) > 0 else 853
-    packed = quantize(weight(67, k), **how)
+    stored = quantize(weight(67, k), **how)
     bias = normal(67, seed=3, dtype=dtype)
     x = normal(3, k, seed=2, dtype=dtype)
-    check(kernels.few_rows(x, packed, bias, splits=splits), x, packed, bias)
+    check(kernels.few_rows(x, pack(stored), bias, splits=splits), x, stored, bias)
 
 
 @pytest.mark.parametrize(("kind", "group", "k"), [(Kind.INT4, 128, 4224), (Kind.INT8, -1, 2100), (Kind.FP8, -1, 2100)])
 def test_rows_longer_than_a_program_reads_at_a_time(kind, group, k):
-    packed = quantize(weight(3, k), kind, group=group)
+    stored = quantize(weight(3, k), kind, group=group)
     x = normal(2, k, seed=2, dtype=torch.float16)
-    check(kernels.vector(x, packed, None), x, packed)
-    check(kernels.few_rows(x, packed, None), x, packed)
+    check(kernels.vector(x, pack(stored), None), x, stored)
+    check(kernels.few_rows(x, pack(stored), None), x, stored)
 
 
 def test_the_tiles_of_wide_layers():
-    packed = quantize(weight(2050, 32), Kind.INT4)
+    stored = quantize(weight(2050, 32), Kind.INT4)
     x = normal(2, 32, seed=2, dtype=torch.float16)
-    check(kernels.few_rows(x, packed, None), x, packed)
+    check(kernels.few_rows(x, pack(stored), None), x, stored)
 
 
 @pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)
 def test_the_dequantized_weight_is_rounded_once(how):
     k = 128 if how.get("group", -1) > 0 else 75
-    packed = quantize(weight(5, k), **how)
-    assert torch.equal(kernels.dequantize(packed, torch.float32), dequantize(packed, torch.float32))
+    stored = quantize(weight(5, k), **how)
+    assert torch.equal(kernels.dequantize(pack(stored), torch.float32), dequantize(stored, torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -129,9 +131,9 @@ def test_the_dequantized_weight_is_rounded_once(how):
     ],
 )
 def test_the_rows_choose_the_kernel(ran, dtype, rows, name):
-    packed = quantize(weight(5, 128), Kind.INT4, group=64)
+    stored = quantize(weight(5, 128), Kind.INT4, group=64)
     x, bias = normal(rows, 128, seed=2, dtype=dtype), normal(5, seed=3, dtype=dtype)
-    check(kernels.linear(x, packed, bias), x, packed, bias)
+    check(kernels.linear(x, pack(stored), bias), x, stored, bias)
     assert ran == [name]
 
 
@@ -139,48 +141,48 @@ def test_the_rows_choose_the_kernel(ran, dtype, rows, name):
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (1, 33), (2, 16), (65, 31)])
 @pytest.mark.parametrize("kind", Kind)
 def test_the_smallest_and_odd_shapes(kind, n, k, rows):
-    packed = quantize(weight(n, k), kind)
+    stored = quantize(weight(n, k), kind)
     x = normal(rows, k, seed=2, dtype=torch.float16)
-    check(kernels.linear(x, packed), x, packed)
+    check(kernels.linear(x, pack(stored)), x, stored)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_what_lies_beside_the_inputs_is_not_read(rows):
     """Inputs that are a part of something larger whose rest is NaN, as a layer's slice of a fused one."""
-    packed = quantize(weight(5, 100), Kind.INT8)
+    stored = quantize(weight(5, 100), Kind.INT8)
     around = torch.full((rows, 164), math.nan, dtype=torch.float16, device=DEVICE)
     x = around[:, 32:132]
     x.copy_(normal(rows, 100, seed=2))
-    check(kernels.linear(x, packed), x, packed)
+    check(kernels.linear(x, pack(stored)), x, stored)
     turned = x.T.contiguous().T
-    assert torch.equal(kernels.linear(turned, packed), kernels.linear(x, packed))
+    assert torch.equal(kernels.linear(turned, pack(stored)), kernels.linear(x, pack(stored)))
 
 
 def test_leading_dimensions_stay_and_none_may_be_empty():
-    packed = quantize(weight(9, 64), Kind.INT4, group=32)
+    stored = quantize(weight(9, 64), Kind.INT4, group=32)
     x = normal(2, 3, 64, seed=2, dtype=torch.float16)
-    check(kernels.linear(x, packed), x, packed)
-    assert kernels.linear(x[:, :0], packed).shape == (2, 0, 9)
-    assert kernels.linear(x[0, 0], packed).shape == (9,)
+    check(kernels.linear(x, pack(stored)), x, stored)
+    assert kernels.linear(x[:, :0], pack(stored)).shape == (2, 0, 9)
+    assert kernels.linear(x[0, 0], pack(stored)).shape == (9,)
 
 
 def test_equal_calls_give_equal_bits():
-    packed = quantize(weight(40, 1024), Kind.INT4, group=128)
+    stored = quantize(weight(40, 1024), Kind.INT4, group=128)
     x = normal(2, 1024, seed=2, dtype=torch.float16)
-    first = kernels.few_rows(x, packed, None, splits=4)
-    assert all(torch.equal(first, kernels.few_rows(x, packed, None, splits=4)) for _ in range(2))
+    first = kernels.few_rows(x, pack(stored), None, splits=4)
+    assert all(torch.equal(first, kernels.few_rows(x, pack(stored), None, splits=4)) for _ in range(2))
 
 
 @pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)
 def test_quantizing_loses_no_more_than_its_steps(how):
     w = normal(32, 256)
-    packed = quantize(w, **how)
-    assert error(dequantize(packed), w.double()) < LOSS[packed.kind]
-    again = quantize(dequantize(packed), **how)
-    assert error(dequantize(again), dequantize(packed).double()) < 0.02, "what fits the steps changes"
-    step = packed.scales.float().T.repeat_interleave(256 // packed.scales.shape[0], 1)
-    if packed.kind != Kind.FP8:
-        assert ((dequantize(packed) - w).abs() <= 0.55 * step).all(), "not rounded to the nearest"
+    stored = quantize(w, **how)
+    assert error(dequantize(stored), w.double()) < LOSS[stored.kind]
+    again = quantize(dequantize(stored), **how)
+    assert error(dequantize(again), dequantize(stored).double()) < 0.02, "what fits the steps changes"
+    step = stored.scales.float().repeat_interleave(256 // stored.scales.shape[1], 1)
+    if stored.kind in (Kind.INT8, Kind.INT4):
+        assert ((dequantize(stored) - w).abs() <= 0.55 * step).all(), "not rounded to the nearest"
 
 
 def test_zero_points_help_a_range_that_is_off_centre():
@@ -191,7 +193,7 @@ def test_zero_points_help_a_range_that_is_off_centre():
 
 def test_the_layout_is_the_documented_one():
     codes = torch.arange(64).remainder(15) - 7  # with -7 and 7 in each row, the scale is 1
-    packed = quantize(codes.float()[None].to(DEVICE), Kind.INT4)
+    packed = pack(quantize(codes.float()[None].to(DEVICE), Kind.INT4))
     for c, e, i in [(0, 0, 0), (0, 5, 1), (1, 7, 3), (1, 0, 2)]:
         word = int(packed.data[0, 8 * c + e]) & 0xFFFF
         assert (word >> (4 * i)) & 0xF == int(codes[32 * c + 8 * i + e]) + 8
@@ -199,10 +201,22 @@ def test_the_layout_is_the_documented_one():
     assert packed.size_bytes == 32 + 4
 
 
+@pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)
+def test_the_order_is_undone_to_the_bit(how):
+    for k in (128,) if how.get("group", -1) > 0 else (1, 33, 128):
+        stored = quantize(weight(7, k), **how)
+        again = unpack(pack(stored))
+        assert (again.kind, again.group, again.shape) == (stored.kind, stored.group, stored.shape)
+        assert again.tensors.keys() == stored.tensors.keys()
+        for name, tensor in stored.tensors.items():
+            assert again.tensors[name].dtype == tensor.dtype
+            assert torch.equal(again.tensors[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
 def test_groups_of_zeros_are_zeros():
     for how in KINDS.values():
-        packed = quantize(torch.zeros(3, 128, device=DEVICE), **how)
-        assert torch.equal(dequantize(packed), torch.zeros(3, 128, device=DEVICE))
+        stored = quantize(torch.zeros(3, 128, device=DEVICE), **how)
+        assert torch.equal(dequantize(stored), torch.zeros(3, 128, device=DEVICE))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +250,7 @@ def test_what_cannot_be_quantized_is_said(weight, how, says):
     ],
 )
 def test_what_cannot_be_multiplied_is_said(x, bias, says):
-    packed = quantize(weight(4, 64), Kind.INT8)
+    stored = quantize(weight(4, 64), Kind.INT8)
     bias = bias if bias is None else bias.to(DEVICE)
     with pytest.raises(ValueError, match=says):
-        kernels.linear(x if x.is_meta else x.to(DEVICE), packed, bias)
+        kernels.linear(x if x.is_meta else x.to(DEVICE), pack(stored), bias)

@@ -19,6 +19,10 @@ from kernels.decode import triton as decode_kernel
 from kernels.dispatch import Machine
 from kernels.forest import triton as forest_kernel
 from kernels.forest.plan import plan
+from kernels.linear import dynamic, reference
+from kernels.linear import triton as linear_kernel
+from kernels.linear.packing import unpack
+from kernels.linear.weight import Kind, QuantizedWeight
 from kernels.norm import triton as norm
 from kernels.rope import triton as rope
 from kernels.sampler import triton as sampler_kernel
@@ -26,6 +30,7 @@ from kernels.swiglu import triton as swiglu
 from spec.choices import Attention, Fusion, KvDtype
 from tests.batches import CPU, NATIVE, PLAIN, batcher, causal, drain, greedy, ids, known, plain, row, text
 from tests.kernels.paged import DEVICE
+from tests.kernels.quantized import quantized
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU tests/test_gpu_engine.py runs whole models")
 # In the interpreter each head of each token takes its time.
@@ -195,6 +200,47 @@ def test_fused_kernels_are_refused_where_the_layers_are_others(runner):
         runner_for(known("gpt2"), CPU, Way(attention=Attention.TRITON, fusion=Fusion.KERNELS))
 
 
+@pytest.fixture
+def quick_products(monkeypatch):
+    """Quantized products as their reference computes them; ``test_products.py`` has the kernels in their place."""
+
+    def of_bytes(x, packed, bias, step):
+        codes = packed.data[:, : packed.shape[1]]
+        stored = QuantizedWeight(Kind.INT8, codes, packed.scales[:, None], None, -1, packed.shape)
+        return reference.linear_of_bytes(x, stored, bias, step).to(x.dtype)
+
+    def of_weights(x, packed, bias):
+        return reference.linear(x, unpack(packed), bias).to(x.dtype)
+
+    monkeypatch.setattr(linear_kernel, "linear", of_weights)
+    monkeypatch.setattr(dynamic, "linear", of_bytes)
+
+
+@pytest.mark.usefixtures("quick_products")
+@pytest.mark.parametrize("runner", [True], ids=["padded"], indirect=True)
+@pytest.mark.parametrize(
+    ("architecture", "how"),
+    [
+        ("llama", {"kind": "int4", "group": 32, "zero_points": True}),
+        ("qwen2", {"kind": "nf4"}),
+        ("qwen3", {"kind": "int8", "activation": "dynamic"}),
+        ("llama", {"kind": "int8", "activation": "static"}),
+    ],
+)
+def test_fused_layers_run_quantized_matrices(architecture, how, runner):
+    """What comes out is tried as the runner is made; the weights are given up meanwhile and are there again later."""
+    model = quantized(causal(architecture), **how)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scores = plain(model, text(20))
+    made = runner_for(model, CPU, Way(attention=Attention.TRITON, fusion=Fusion.KERNELS))
+    assert made.name == "paged, Triton, fused kernels"
+    made.close()
+    after = model.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(after[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
+    assert torch.equal(plain(model, text(20)), scores)
+
+
 class Launches(TorchDispatchMode):
     """Operations of PyTorch that a GPU would be launched for; those that only look at memory in another way are not.
 
@@ -224,19 +270,34 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("fusion", "most"), [(Fusion.KERNELS, 9), (Fusion.OFF, 40)])
-def test_a_layer_of_a_decoding_step_launches_few_operations(fusion, most, monkeypatch):
-    """Launches are most of a small batch's time on a GPU, so a change must not add any: four products, and kernels."""
+@pytest.mark.usefixtures("quick_products")
+@pytest.mark.parametrize(
+    ("fusion", "most", "how"),
+    [
+        (Fusion.KERNELS, 9, {}),
+        (Fusion.OFF, 40, {}),
+        (Fusion.KERNELS, 9, {"kind": "int4", "group": 32}),
+        (Fusion.KERNELS, 9, {"kind": "int8", "activation": "dynamic"}),
+    ],
+)
+def test_a_layer_of_a_decoding_step_launches_few_operations(fusion, most, how, monkeypatch):
+    """Launches are most of a small batch's time on a GPU, so a change must not add any: four products, and kernels.
+
+    A quantized product is counted once, though it may launch a second kernel for the sum of its parts, or for the codes
+    of its inputs.
+    """
     kernels = []
+    count(monkeypatch, linear_kernel, "linear", kernels)
+    count(monkeypatch, dynamic, "linear", kernels)
     for module, name in ((norm, "add_rms_norm"), (rope, "rotate_and_store"), (swiglu, "gated")):
         count(monkeypatch, module, name, kernels)
     count(monkeypatch, decode_kernel, "decode", kernels)
     on_a_gpu(monkeypatch)
     found = []
     for layers in (1, 2):
-        made = batcher(
-            causal("llama", num_hidden_layers=layers), batch_size=2, way=Way(Attention.TRITON, fusion), blocks=8
-        )
+        model = causal("llama", num_hidden_layers=layers)
+        model = quantized(model, **how) if how else model
+        made = batcher(model, batch_size=2, way=Way(Attention.TRITON, fusion), blocks=8)
         made.submit([row(c, 20) for c in (text(2), text(3))])
         made.step(lambda tokens: None)
         kernels.clear()
@@ -244,6 +305,7 @@ def test_a_layer_of_a_decoding_step_launches_few_operations(fusion, most, monkey
             made.step(lambda tokens: None)
         made.close()
         assert kernels, "no kernel of ours ran"
+        assert ("linear" in kernels) == bool(how)
         found.append(launches.count + len(kernels))
     assert found[1] - found[0] <= most
 

@@ -33,6 +33,7 @@ page = st.navigation(
             st.Page(f"{PAGES}/runs.py", title="Runs", icon=":material/table_rows:", url_path="runs"),
             st.Page(f"{PAGES}/tree.py", title="Tree", icon=":material/account_tree:", url_path="tree"),
             st.Page(f"{PAGES}/kernels.py", title="Kernels", icon=":material/memory:", url_path="kernels"),
+            st.Page(f"{PAGES}/models.py", title="Models", icon=":material/compress:", url_path="models"),
         ],
     }
 )

@@ -1,0 +1,168 @@
+"""What compression buys and costs: ``python -m bench.compress [--only CASE] [--quick] [--json]``.
+
+Speed: tokens a second and bytes of Qwen2.5 0.5B with random weights at batch 1, compressed against bf16, in turns in
+one process. Accuracy: the built-in models on the same problems, each compressed one against the one it is compared
+with; every figure carries its 95 % interval. Prepared models are kept in ``$ISOQUANT_HOME`` and found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from bench.native_linear import CONTEXT, in_turns, step_of
+from bench.record import Figure, Report, arguments
+from engine.catalog import resolve
+from engine.models import LoadedModel, ModelHost, load
+from engine.run import execute
+from engine.runtime.blocks import BLOCK
+from engine.runtime.native_runner import NativeRunner
+from spec.choices import Dtype
+from spec.recipe import parse_recipe
+from spec.run_spec import RunSpec, TaskSpec
+from spec.statistics import wilson
+
+LARGE, LAB, STUDENT = "shape:qwen2.5-0.5b", "lab-m", "lab-xs"
+FAST = {"int8": "int8", "int4": "int4:group=128", "neurons": "prune:structure=neurons,level=0.5"}
+BUDGET = "steps=2500,rate=0.003,batch=24"
+TRAINED = f"recover:start=random,{BUDGET}"
+TAUGHT = f"distill:teacher={LAB},start=random,{BUDGET}"
+PRUNED = "prune:level=0.5"
+GOALS = {
+    "int8_batch_1": 1.4,
+    "int4_batch_1": 1.7,
+    "neurons_batch_1": 1.25,
+    "int8_bytes": 1 / 0.55,
+    "int4_bytes": 1 / 0.32,
+}
+HOST = ModelHost()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Correct answers of some problems, and what the record of the prepared model says."""
+
+    correct: int
+    problems: int
+    divergence: float | None
+
+    @property
+    def share(self) -> float:
+        """The accuracy."""
+        return self.correct / self.problems
+
+    def __str__(self) -> str:
+        low, high = wilson(self.correct, self.problems)
+        away = "" if self.divergence is None else f", {self.divergence:.3g} nats away"
+        return f"{self.share:.1%} ({low:.1%} to {high:.1%}){away}"
+
+
+@lru_cache(maxsize=64)
+def score(model: str, recipe: str, problems: int, precision: str = "auto") -> Score:
+    """Greedy accuracy on the first problems of the test split."""
+    spec = RunSpec(model, task=TaskSpec(limit=problems), compression=parse_recipe(recipe))
+    if precision != "auto":
+        spec = RunSpec.from_dict(spec.to_dict() | {"precision": {"weights": precision}})
+    found = execute(spec, host=HOST).measures
+    return Score(int(found["n_correct"] or 0), int(found["n_problems"] or 0), found["logit_kl"])
+
+
+def speed(quick: bool) -> list[Figure]:
+    """Decoding and size of the large shape, compressed against bf16."""
+    made = {name: _loaded(recipe) for name, recipe in {"bf16": "", **FAST}.items()}
+    runners = {name: _runner(loaded) for name, loaded in made.items()}
+    seconds = in_turns([step_of(runner, 1) for runner in runners.values()], 3 if quick else 15, 0.3)
+    rates = dict(zip(made, (1 / s for s in seconds), strict=True))
+    whole = made["bf16"].weights_bytes
+    figures = []
+    for name in FAST:
+        note, size = runners[name].name, made[name].weights_bytes
+        figures.append(
+            Figure(f"{name}_batch_1", rates[name], rates["bf16"], rates[name] / rates["bf16"], "tokens/s", note)
+        )
+        figures.append(
+            Figure(f"{name}_bytes", size / 1e6, whole / 1e6, whole / size, "MB", f"{size / whole:.3f} of it")
+        )
+    return figures
+
+
+def precision(quick: bool) -> list[Figure]:
+    """bf16 against fp32, and quantized against whole."""
+    n = _problems(quick)
+    whole = score(LAB, "", n)
+    found = [_against("bf16_accuracy", score(LAB, "", n, "bf16"), score(LAB, "", n, "fp32"))]
+    for name in ("int8", "int8-dynamic", "int8-static", "fp8", "nf4", "int4"):
+        found.append(_against(f"{name}_accuracy", score(LAB, name, n), whole))
+    nearest = score(LAB, "int4", n)
+    for name in ("gptq", "awq"):
+        found.append(_against(f"int4_{name}_over_nearest", score(LAB, f"int4:rounding={name}", n), nearest))
+    return found
+
+
+def pruning(quick: bool) -> list[Figure]:
+    """Wanda against magnitude, fine-tuned against not, structures against the whole model."""
+    n = _problems(quick)
+    magnitude, whole = score(LAB, PRUNED, n), score(LAB, "", n)
+    found = [_against("wanda_over_magnitude", score(LAB, f"{PRUNED},method=wanda", n), magnitude)]
+    found.append(_against("pruned_over_whole", magnitude, whole))
+    if not quick:
+        recovered = score(LAB, f"{PRUNED},recover=400,rate=0.0005", n)
+        regained = (recovered.share - magnitude.share) / max(1e-9, whole.share - magnitude.share)
+        found.append(_against("recovered_over_pruned", recovered, magnitude, f"{regained:.0%} of the loss regained"))
+    return found
+
+
+def distillation(quick: bool) -> list[Figure]:
+    """A new small model taught by the largest against the same one trained alone for as many steps."""
+    n = _problems(quick)
+    if quick:
+        return []
+    return [_against("taught_over_alone", score(STUDENT, TAUGHT, n), score(STUDENT, TRAINED, n))]
+
+
+CASES: dict[str, Callable[[bool], Sequence[Figure]]] = {
+    "speed": speed,
+    "precision": precision,
+    "pruning": pruning,
+    "distillation": distillation,
+}
+
+
+def _problems(quick: bool) -> int:
+    return 40 if quick else 1000
+
+
+def _against(name: str, ours: Score, peer: Score, more: str = "") -> Figure:
+    ratio = ours.share / max(peer.share, 1 / peer.problems)
+    return Figure(name, 100 * ours.share, 100 * peer.share, ratio, "% right", f"{ours} against {peer} {more}".strip())
+
+
+def _loaded(recipe: str) -> LoadedModel:
+    return load(resolve(LARGE), torch.device("cpu"), Dtype.BF16, recipe=parse_recipe(recipe))
+
+
+def _runner(loaded: LoadedModel) -> NativeRunner:
+    runner = NativeRunner(loaded.model, torch.bfloat16, sole=True)
+    runner.allocate(CONTEXT // BLOCK + 1)
+    return runner
+
+
+def main() -> None:
+    """Measure, print, append."""
+    parser = arguments(__doc__)
+    parser.add_argument("--only", choices=list(CASES), action="append", help="one case; may be given several times")
+    chosen = parser.parse_args()
+    report = Report("compress", GOALS, quick=chosen.quick, threads=torch.get_num_threads())
+    try:
+        for name in chosen.only or list(CASES):
+            for figure in CASES[name](chosen.quick):
+                report.add(figure)
+    finally:  # what was measured until it was interrupted is kept
+        report.close(as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()

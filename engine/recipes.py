@@ -1,0 +1,96 @@
+"""What of a recipe cannot be done to a model, said before anything is loaded. No torch: pages ask it too."""
+
+from __future__ import annotations
+
+import hashlib
+
+from engine import artifacts
+from engine.artifacts import Artifact
+from engine.catalog import ModelRef, resolve
+from engine.sizes import first, text_config
+from spec.choices import Grouping, Structure
+from spec.errors import SpecError
+from spec.recipe import Calibrate, Prune, Recipe
+from spec.run_spec import TaskSpec
+from tasks import lab_words
+from tasks.files import read_text
+from tasks.registry import load_task
+
+
+def check_recipe(ref: ModelRef, recipe: Recipe) -> None:
+    """Raise SpecError, InputError or ModelError for what would fail for certain.
+
+    Teachers and texts that are not there, groups that do not divide the model's widths, fewer layers than are to go.
+    """
+    if "quantization_config" in ref.config and recipe:
+        raise SpecError(
+            f"{ref.name} is quantized already, and is not compressed again; run it as it is, or start from the model "
+            "it was made of.",
+            field="compression",
+        )
+    for step in recipe.work:
+        for name in step.models:
+            resolve(name)
+        if ref.path is None and step.models:
+            raise SpecError("Random weights learn nothing from a teacher; choose a model with weights.", "compression")
+        if isinstance(step, Prune) and step.structure is Structure.LAYERS:
+            _check_layers(ref, step)
+    if recipe.needs_data:
+        check_data(recipe.data)
+    _check_groups(ref, recipe)
+
+
+def prepared(ref: ModelRef, recipe: Recipe) -> Artifact | None:
+    """What a recipe made of a model, where that was prepared before. Raises what reading its texts raises."""
+    if ref.path is None:
+        return None
+    return artifacts.find(identity(ref, recipe))
+
+
+def identity(ref: ModelRef, recipe: Recipe) -> str:
+    """The id of what ``recipe`` makes of a model that has files. Raises what reading its texts and teachers raises."""
+    return artifacts.identity(ref, recipe, data_hash)
+
+
+def data_hash(data: Calibrate) -> str:
+    """16 hex digits that change when the texts that ``data`` names do. Raises InputError."""
+    if data.data == "auto":
+        return f"lab-words-{lab_words.VERSION}"
+    kind, _, path = data.data.partition(":")
+    if kind == "text":
+        return hashlib.sha256(read_text(path).encode()).hexdigest()[:16]
+    return str(load_task(task_of(data)).content_hash())[:16]
+
+
+def check_data(data: Calibrate) -> None:
+    """Raise InputError unless the texts can be read."""
+    kind, _, path = data.data.partition(":")
+    if kind == "text":
+        read_text(path)
+    elif kind != "auto":
+        load_task(task_of(data))
+
+
+def task_of(data: Calibrate) -> TaskSpec:
+    """The task whose solved questions ``data`` names."""
+    return TaskSpec(name=data.data, split="train" if data.data == "gsm8k" else "test")
+
+
+def _check_layers(ref: ModelRef, step: Prune) -> None:
+    count = first(text_config(ref.config), "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if count and round(step.level * count) == 0:
+        raise SpecError(
+            f"{step.level:g} of {ref.name}'s {count} layers is less than one; choose level {0.5 / count:.2f} or more.",
+            field="compression.prune.level",
+        )
+
+
+def _check_groups(ref: ModelRef, recipe: Recipe) -> None:
+    group = getattr(recipe.quantization, "group", Grouping.AUTO)
+    config = text_config(ref.config)
+    width = first(config, "hidden_size", "n_embd", "d_model")
+    if group not in (Grouping.AUTO, Grouping.ROW) and width and width % int(group):
+        raise SpecError(
+            f"Groups of {group} do not divide {ref.name}'s width of {width}; choose auto, row, or a smaller group.",
+            field=f"compression.{recipe.quantization.name if recipe.quantization else ''}.group",
+        )
