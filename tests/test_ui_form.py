@@ -145,6 +145,22 @@ def test_the_address_follows_the_form_and_the_form_the_address():
     assert at.query_params == {"run": "ffffffffffff"}, "a form without a file is no configuration"
 
 
+def test_two_quick_changes_both_stay_though_the_browser_sends_the_address_of_before():
+    before = link.to_text(SPEC)
+    at = visit("run", spec=before)
+    at.number_input(key="run_limit").set_value(9)
+    at.switch_page(FORM).run()
+    at.number_input(key="run_batch_size").set_value(3)
+    at.query_params["spec"] = before  # the browser has not yet heard of the address of the nine problems
+    at.switch_page(FORM).run()
+    assert (at.number_input(key="run_limit").value, at.number_input(key="run_batch_size").value) == (9, 3)
+    both = replace(SPEC, task=TaskSpec(limit=9), runtime=Runtime(batch_size=3))
+    assert at.query_params["spec"] == link.to_text(both)
+    at.query_params["spec"] = before  # and now it is the way back
+    at.run()
+    assert (at.number_input(key="run_limit").value, at.number_input(key="run_batch_size").value) == (7, 32)
+
+
 @pytest.mark.parametrize(
     "text",
     [

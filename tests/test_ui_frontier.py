@@ -137,6 +137,17 @@ def test_the_page_shows_the_chart_and_its_permalink(home):
     assert at.query_params == {"x": "wall_s", "y": "pass_at_n", "xscale": "linear", "model": "lab-s"} | where
 
 
+def test_two_quick_changes_both_stay_though_the_browser_sends_the_address_of_before(home):
+    at = visit(x="wall_s", model="lab-s")
+    at.selectbox(key="fr_y").set_value("pass_at_n").run()
+    after = dict(at.query_params)
+    at.toggle(key="fr_log_x_wall_s").set_value(False)
+    at.query_params.clear()
+    at.query_params["x"], at.query_params["model"] = "wall_s", "lab-s"
+    at.run()
+    assert dict(at.query_params) == after | {"xscale": "linear"}
+
+
 def test_a_bad_link_is_named_and_shows_the_usual_view(home):
     at = visit(x="nonsense", run="zzz")
     assert "'nonsense', which does not exist" in words(at)

@@ -12,16 +12,17 @@ from streamlit.delta_generator import DeltaGenerator
 from spec.measures import MEASURES, Measure
 from store import NotFound, Run, Store
 from ui import components, data
+from ui.address import Address, here
 from ui.frontier import Choice, task_name, usual_view
 from ui.view import AXES, EVERYTHING, View, log_by_default
 
-SEEN = "frontier_link"
+ADDRESS = Address("fr_")
 
 
 def read_view(store: Store) -> View:
     """The view of the URL; widgets are set anew when the URL has changed by itself (a link, the back button)."""
-    params = {name: st.query_params.get_all(name) for name in st.query_params}
-    if params != st.session_state.get(SEEN):
+    params = here()
+    if ADDRESS.moved(params):
         view, complaints = View.from_params(params)
         run = _pinned(store, view.run)
         if not {"x", "y"} & params.keys():
@@ -35,7 +36,7 @@ def read_view(store: Store) -> View:
         for key in [k for k in st.session_state if str(k).startswith("fr_")]:
             del st.session_state[key]
         st.session_state["frontier_view"] = view
-        st.session_state[SEEN] = params
+        ADDRESS.note(params)
     return st.session_state["frontier_view"]
 
 
@@ -55,10 +56,8 @@ def settled(store: Store, view: View) -> View:
 
 def write_view(view: View) -> None:
     """Put the view into the URL, so that the address is a permalink."""
-    params = view.to_params()
-    if params != st.session_state.get(SEEN):
-        st.query_params.from_dict(params)
-    st.session_state["frontier_view"], st.session_state[SEEN] = view, params
+    st.session_state["frontier_view"] = view
+    ADDRESS.write(view.to_params())
 
 
 def show(store: Store) -> View:
@@ -163,13 +162,9 @@ def unique(hardware: dict[str, str]) -> dict[str, str]:
 def change_view(**changes: Any) -> None:
     """Change the view from a callback, which runs before the page does."""
     view: View = replace(st.session_state["frontier_view"], **changes)
-    st.session_state["frontier_view"] = view
-    params = view.to_params()
-    st.query_params.from_dict(params)
-    st.session_state[SEEN] = params
+    write_view(view)
 
 
 def reset_view() -> None:
     """Back to the usual view."""
-    st.query_params.clear()
-    st.session_state.pop(SEEN, None)
+    ADDRESS.clear()

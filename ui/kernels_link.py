@@ -7,16 +7,17 @@ from collections.abc import Collection
 import streamlit as st
 
 from engine.laboratory.cases import OPS
+from ui.address import Address
 
 OP, MACHINE, CASE = "kernel_op", "kernel_machine", "kernel_case"
 PARAMETERS = {"op": OP, "hw": MACHINE, "case": CASE}
-SEEN, PENDING = "kernel_link", "kernel_pending"
+ADDRESS, PENDING = Address("kernel_"), "kernel_pending"
 
 
 def read() -> None:
     """Set the widgets anew when the address has changed by itself (a link, the back button)."""
     params = {name: st.query_params[name] for name in PARAMETERS if name in st.query_params}
-    if params == st.session_state.get(SEEN):
+    if not ADDRESS.moved(params):
         return
     for name, key in PARAMETERS.items():
         st.session_state.pop(key, None)
@@ -24,7 +25,7 @@ def read() -> None:
             st.session_state[key] = params[name]
     if st.session_state.get(OP, "decode") not in OPS:
         del st.session_state[OP]
-    st.session_state[SEEN] = params
+    ADDRESS.note(params)
 
 
 def settle(key: str, offered: Collection[str]) -> None:
@@ -38,6 +39,4 @@ def settle(key: str, offered: Collection[str]) -> None:
 def write(op: str, machine: str | None = None, case: str | None = None) -> None:
     """Put what is shown into the address, so that it is a permalink."""
     params = {name: value for name, value in (("op", op), ("hw", machine), ("case", case)) if value is not None}
-    if params != st.session_state.get(SEEN):
-        st.query_params.from_dict(params)
-    st.session_state[SEEN] = params
+    ADDRESS.write(params)

@@ -18,17 +18,18 @@ from spec.run_spec import RunSpec
 from spec.strategy import STRATEGIES
 from tasks.registry import check_task
 from ui import components, form
+from ui.address import Address
 
 NAME = "spec"
-SEEN = "run_link"
+ADDRESS = Address("run_")
 
 
 def read() -> None:
     """Put the configuration of the address into the form, which is yet to be drawn, where it is not there already."""
     text = st.query_params.get(NAME)
-    if text is None or text == st.session_state.get(SEEN):
+    if text is None or not ADDRESS.moved({NAME: text}):
         return
-    st.session_state[SEEN] = text
+    ADDRESS.note({NAME: text})
     try:
         form.fill(from_text(text))
     except SpecError as error:
@@ -42,7 +43,7 @@ def write(spec: RunSpec | None) -> None:
         st.query_params[NAME] = text
     elif text is None and NAME in st.query_params:
         del st.query_params[NAME]
-    st.session_state[SEEN] = text
+    ADDRESS.note({NAME: text} if text is not None else {})
 
 
 def to_text(spec: RunSpec) -> str:

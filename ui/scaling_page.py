@@ -15,6 +15,7 @@ from analysis.scaling import Point
 from spec.choices import EnergyMethod
 from store import NotFound, Store
 from ui import components, data, tour
+from ui.address import Address, here
 from ui.controls import one_of, some_of, unique
 from ui.explorer import column_unit
 from ui.plot import plot
@@ -22,7 +23,7 @@ from ui.scaling_lines import Selected
 from ui.scaling_view import ScalingView
 
 HEIGHT = 470
-SEEN, VIEW, COMPLAINTS = "scaling_link", "scaling_view", "scaling_complaints"
+ADDRESS, VIEW, COMPLAINTS = Address("sc_"), "scaling_view", "scaling_complaints"
 LIMIT_HELP = "The share of problems for which at least one of k samples is right: what a perfect judge would reach."
 PAPER_HELP = f"{SOURCE}: other models on {TASK}, not on this task. Hold the shapes of the lines against each other."
 PAPER_NOT = "Only where compute is counted as the paper counts it: choose Compute per problem, generated."
@@ -94,22 +95,21 @@ def _paper_toggle(view: ScalingView) -> bool:
 
 def read_view() -> ScalingView:
     """The view of the URL; widgets are set anew when the URL has changed by itself (a link, the back button)."""
-    params = {name: st.query_params.get_all(name) for name in st.query_params}
-    if params != st.session_state.get(SEEN):
+    params = here()
+    if ADDRESS.moved(params):
         view, complaints = ScalingView.from_params(params)
         for key in [k for k in st.session_state if str(k).startswith("sc_")]:
             del st.session_state[key]
-        st.session_state[VIEW], st.session_state[SEEN], st.session_state[COMPLAINTS] = view, params, complaints
+        st.session_state[VIEW], st.session_state[COMPLAINTS] = view, complaints
+        ADDRESS.note(params)
     view: ScalingView = st.session_state[VIEW]
     return view
 
 
 def write_view(view: ScalingView) -> None:
     """Put the view into the URL, so that the address is a permalink."""
-    params = view.to_params()
-    if params != st.session_state.get(SEEN):
-        st.query_params.from_dict(params)
-    st.session_state[VIEW], st.session_state[SEEN] = view, params
+    st.session_state[VIEW] = view
+    ADDRESS.write(view.to_params())
 
 
 def change_view(**changes: Any) -> None:
@@ -119,8 +119,7 @@ def change_view(**changes: Any) -> None:
 
 def reset_view() -> None:
     """Back to the usual view."""
-    st.query_params.clear()
-    st.session_state.pop(SEEN, None)
+    ADDRESS.clear()
 
 
 def sentence(shown: Selected, view: ScalingView) -> str:

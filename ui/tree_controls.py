@@ -11,10 +11,11 @@ from spec.choices import JobState
 from spec.strategy import STRATEGIES, StepSearch
 from store import Store
 from ui import components, times
+from ui.address import Address, here
 from ui.tree_chart import MARKS
 from ui.tree_view import TreeView
 
-SEEN, VIEW, COMPLAINTS = "tree_link", "tree_view", "tree_complaints"
+ADDRESS, VIEW, COMPLAINTS = Address("tr_"), "tree_view", "tree_complaints"
 LISTED, PROBLEMS = 300, 2000
 SEARCHES = [name for name, kind in STRATEGIES.items() if issubclass(kind, StepSearch)]
 COLUMNS = ("run_id", "model", "strategy", "strategy_text", "precision", "task", "created")
@@ -25,22 +26,21 @@ Row = dict[str, Any]
 
 def read_view() -> TreeView:
     """The view of the URL; widgets are set anew when the URL has changed by itself (a link, the back button)."""
-    params = {name: st.query_params.get_all(name) for name in st.query_params}
-    if params != st.session_state.get(SEEN):
+    params = here()
+    if ADDRESS.moved(params):
         view, complaints = TreeView.from_params(params)
         for key in [k for k in st.session_state if str(k).startswith("tr_")]:
             del st.session_state[key]
-        st.session_state[VIEW], st.session_state[SEEN], st.session_state[COMPLAINTS] = view, params, complaints
+        st.session_state[VIEW], st.session_state[COMPLAINTS] = view, complaints
+        ADDRESS.note(params)
     view: TreeView = st.session_state[VIEW]
     return view
 
 
 def write_view(view: TreeView) -> None:
     """Put the view into the URL, so that the address is a permalink."""
-    params = view.to_params()
-    if params != st.session_state.get(SEEN):
-        st.query_params.from_dict(params)
-    st.session_state[VIEW], st.session_state[SEEN] = view, params
+    st.session_state[VIEW] = view
+    ADDRESS.write(view.to_params())
 
 
 def change_view(**changes: Any) -> None:
