@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from analysis.format import duration, percent, si
-from commands.options import Json, make_recipe, model_name
+from commands.options import Json, make_recipe
 from commands.output import note, plain, print_json, print_table, say
 from engine import artifacts
 from engine.artifacts import Artifact
@@ -24,6 +24,7 @@ from engine.devices import gpu_index
 from engine.measure.hardware import gpus
 from engine.recipes import check_recipe
 from spec.errors import SpecError
+from spec.paths import absolute_model
 from spec.recipe import STEPS
 
 SAID = "say"  # key of the lines that tell how far it is
@@ -46,7 +47,7 @@ def compress(
         return
     if not model or not recipe:
         raise SpecError("Give --model and --recipe, e.g. --model lab-m --recipe int4; --steps lists what there is.")
-    wanted, name = make_recipe(recipe), model_name(model)
+    wanted, name = make_recipe(recipe), absolute_model(model)
     check_recipe(resolve(name), wanted)
     gpu_index(device, len(gpus()))
     from engine.compress.prepare import prepare  # imports torch, which the other verbs do without

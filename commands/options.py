@@ -10,7 +10,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +22,7 @@ from engine.measure.hardware import gpus
 from engine.recipes import check_recipe
 from spec.choices import Backend
 from spec.parameters import Parameter, parameters
-from spec.paths import expand
+from spec.paths import absolute_model, expand
 from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import LOGPROB, parse_strategy
@@ -132,7 +131,7 @@ def make_spec(
     if "name" in data["task"]:
         data["task"]["name"] = _absolute_task(data["task"]["name"])
     served = data["runtime"].get("backend", "").partition(":")[0] == Backend.OPENAI
-    data["model"] = model if served else model_name(model)
+    data["model"] = model if served else absolute_model(model)
     data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict(), ("reward",) if served else MODELS)
     return RunSpec.from_dict(data)
 
@@ -141,7 +140,7 @@ def _absolute_models(strategy: dict[str, Any], names: tuple[str, ...]) -> dict[s
     """The parameters of a strategy, the folders of its models and of its reward model by their full path."""
     for name in names:
         if name in strategy and strategy[name] != LOGPROB:
-            strategy[name] = "+".join(model_name(model) for model in strategy[name].split("+"))
+            strategy[name] = "+".join(absolute_model(model) for model in strategy[name].split("+"))
     return strategy
 
 
@@ -155,23 +154,11 @@ def make_recipe(text: str) -> Recipe:
     steps = []
     for step in parse_recipe(text).steps:
         if isinstance(step, Distill):
-            step = replace(step, teacher=model_name(step.teacher))
+            step = replace(step, teacher=absolute_model(step.teacher))
         elif isinstance(step, Calibrate):
             step = replace(step, data=_absolute_task(step.data))
         steps.append(step)
     return Recipe(tuple(steps))
-
-
-def model_name(name: str) -> str:
-    """A folder by its full path; any other name as it is."""
-    try:
-        folder = Path(name).expanduser()
-        is_folder = (
-            bool(name) and not name.startswith(("shape:", "lab-")) and (name.startswith((".", "~")) or folder.is_dir())
-        )
-    except (OSError, ValueError, RuntimeError):
-        return name
-    return str(folder.resolve()) if is_folder else name
 
 
 def check(spec: RunSpec) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 from engine.catalog import ModelRef, resolve_model, resolve_reward
 from engine.measure.hardware import cores, gpus
 from engine.sizes import BYTES, ModelSizes
-from spec.choices import Backend, Batching, Caching, Dtype, PromptStyle, Structure
+from spec.choices import Backend, Batching, Caching, Dtype, PromptStyle
+from spec.compression.choices import Structure
 from spec.recipe import LowRank, Prune, Quantize, Recipe
 from spec.run_spec import RunSpec
 

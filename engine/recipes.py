@@ -8,8 +8,8 @@ from engine import artifacts
 from engine.artifacts import Artifact
 from engine.catalog import ModelRef, resolve
 from engine.sizes import first, text_config
-from spec.choices import Grouping, Structure
-from spec.errors import SpecError
+from spec.compression.choices import Grouping, Structure
+from spec.errors import SpecError, shorten_path
 from spec.recipe import Calibrate, Prune, Recipe
 from spec.run_spec import TaskSpec
 from tasks import lab_words
@@ -22,12 +22,8 @@ def check_recipe(ref: ModelRef, recipe: Recipe) -> None:
 
     Teachers and texts that are not there, groups that do not divide the model's widths, fewer layers than are to go.
     """
-    if "quantization_config" in ref.config and recipe:
-        raise SpecError(
-            f"{ref.name} is quantized already, and is not compressed again; run it as it is, or start from the model "
-            "it was made of.",
-            field="compression",
-        )
+    if recipe:
+        check_compressible(ref)
     for step in recipe.work:
         for name in step.models:
             resolve(name)
@@ -38,6 +34,24 @@ def check_recipe(ref: ModelRef, recipe: Recipe) -> None:
     if recipe.needs_data:
         check_data(recipe.data)
     _check_groups(ref, recipe)
+
+
+def check_compressible(ref: ModelRef) -> None:
+    """Raise SpecError for a model whose weights another library has quantized already, or a prepared one."""
+    config = ref.config.get("quantization_config")
+    if config:
+        method = config.get("quant_method") if isinstance(config, dict) else None
+        raise SpecError(
+            f"{ref.name} is quantized already{f' ({str(method)[:20]})' if method else ''}, and what is lost cannot be "
+            "compressed again; run it as it is, or choose the model it was made of.",
+            field="compression",
+        )
+    if ref.path is not None and (ref.path / artifacts.RECORD).is_file():
+        raise SpecError(
+            f"{shorten_path(ref.path)} is a prepared model; name the model it was made of, and a recipe with more "
+            "steps.",
+            field="compression",
+        )
 
 
 def prepared(ref: ModelRef, recipe: Recipe) -> Artifact | None:

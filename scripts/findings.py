@@ -11,24 +11,18 @@ between two comments each; what is said about them is written by hand.
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from analysis.scaling import Sketch, accuracies, curve, growth, interval, sizes, sketch
-from lab.family import RUNS
+from scripts.tables import DATABASE, FINDINGS, measure, percent, rewritten, table, with_interval
 from spec.choices import Dtype, Vote
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
 from store import Run, Store, open_store
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "findings.md"
-DATABASE = RUNS / "findings.db"
 MODELS = ("lab-xs", "lab-s", "lab-m")
 LIMIT, BATCH_SIZE = 400, 64
 SAMPLES = {"lab-xs": 32, "lab-s": 16, "lab-m": 16}
@@ -72,16 +66,6 @@ def spec(model: str, strategy: str) -> RunSpec:
         strategy=parse_strategy(strategy),
         task=TaskSpec(limit=LIMIT),
     )
-
-
-def measure(path: Path) -> None:
-    """Queue what is not measured yet, and let a worker take it."""
-    with open_store(path) as store:
-        for wanted in specs():
-            if not store.runs.find_same(wanted.key()):
-                store.jobs.enqueue(wanted, source="cli")
-    command = [sys.executable, "cli.py", "worker", "--until-idle", "--db", str(path)]
-    subprocess.run(command, cwd=ROOT, check=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +124,10 @@ def votes(results: Results) -> str:
     for model in MODELS:
         for name, vote in VOTES.items():
             grown = growth(results.voted(model, name).sketches, vote)
-            cells = [_percent(g.accuracy) for g in grown[:-1]]
-            cells.append(_with_interval(grown[-1].accuracy, grown[-1].low, grown[-1].high))
+            cells = [percent(g.accuracy) for g in grown[:-1]]
+            cells.append(with_interval(grown[-1].accuracy, grown[-1].low, grown[-1].high))
             lines.append([f"`{model}`", name, *cells, *[""] * (len(at) - len(cells))])
-    return _table(["model", "vote", *(f"n = {n}" for n in at)], lines, 2)
+    return table(["model", "vote", *(f"n = {n}" for n in at)], lines, 2)
 
 
 def weights(results: Results) -> str:
@@ -157,7 +141,7 @@ def weights(results: Results) -> str:
             gain = weighted - majority  # the two runs have the same samples of the same problems, in one order
             low, high = interval(gain)
             lines.append([f"`{model}`", str(n), _points(float(gain.mean())), f"{_points(low)} to {_points(high)}"])
-    return _table(["model", "n", "gain in points", "95 % interval"], lines, 1)
+    return table(["model", "n", "gain in points", "95 % interval"], lines, 1)
 
 
 def strategies(results: Results) -> str:
@@ -167,14 +151,14 @@ def strategies(results: Results) -> str:
         for name in compared(model):
             lines.append([f"`{model}`", f"`{name}`", *_costs(results.of(model, name))])
     head = ["model", "strategy", "accuracy %", "tokens", "written", "in all", "without sharing", "s"]
-    return _table(head, lines, 2)
+    return table(head, lines, 2)
 
 
 def savers(results: Results) -> str:
     """What lets the largest model answer for less."""
     named = ["greedy", *SAVERS, f"majority:n={SAMPLES['lab-m']}"]
     lines = [[f"`{name}`", *_costs(results.of("lab-m", name))] for name in named]
-    return _table(["`lab-m` with", "accuracy %", "tokens", "written", "in all", "without sharing", "s"], lines, 1)
+    return table(["`lab-m` with", "accuracy %", "tokens", "written", "in all", "without sharing", "s"], lines, 1)
 
 
 def smaller(results: Results) -> str:
@@ -183,7 +167,7 @@ def smaller(results: Results) -> str:
     for small, large in (("lab-xs", "lab-s"), ("lab-xs", "lab-m"), ("lab-s", "lab-m")):
         goal = results.of(large, "greedy")
         aim = goal.value("accuracy")
-        head = [f"`{small}`", f"`{large}`, {_percent(aim)}"]
+        head = [f"`{small}`", f"`{large}`, {percent(aim)}"]
         for name in ("majority", "weighted", "best-of-n"):
             found = results.voted(small, name)
             grown = growth(found.sketches, VOTES[name])
@@ -198,17 +182,17 @@ def smaller(results: Results) -> str:
             shown = run.value("accuracy"), run.value("accuracy_low"), run.value("accuracy_high")
             lines.append([*head, f"`{name}`", *_against(*shown, [run.cost(c) for c in COSTS], goal)])
     head = ["model", "greedy of", "with", "accuracy %", "reached", "written", "in all", "without sharing"]
-    return _table(head, lines, 3)
+    return table(head, lines, 3)
 
 
 def _against(share: float, low: float, high: float, costs: list[float], goal: Measured) -> list[str]:
     reached = "yes" if share >= goal.value("accuracy") else "no"
     shares = [f"{cost / goal.cost(name):.1f}x" for cost, name in zip(costs, COSTS, strict=True)]
-    return [_with_interval(share, low, high), reached, *shares]
+    return [with_interval(share, low, high), reached, *shares]
 
 
 def _costs(m: Measured) -> list[str]:
-    accuracy = _with_interval(m.value("accuracy"), m.value("accuracy_low"), m.value("accuracy_high"))
+    accuracy = with_interval(m.value("accuracy"), m.value("accuracy_low"), m.value("accuracy_high"))
     tokens = f"{m.value('tokens_per_problem'):.0f}"
     seconds = m.value("wall_s") / m.value("n_problems")
     return [accuracy, tokens, *(f"{m.cost(c) / 1e9:.2f}" for c in COSTS), f"{seconds:.3f}"]
@@ -223,34 +207,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "smaller": smaller,
     "savers": savers,
 }
-_PART = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
-
-
-def rewritten(page: str, results: Results) -> str:
-    """The page with each table anew. Raises KeyError for a table that does not exist."""
-
-    def part(found: re.Match[str]) -> str:
-        name = found.group(1)
-        return f"<!-- table: {name} -->\n\n{TABLES[name](results)}\n\n<!-- end -->"
-
-    return _PART.sub(part, page)
-
-
-def _table(head: list[str], lines: list[list[str]], names: int) -> str:
-    rule = ["---"] * names + ["---:"] * (len(head) - names)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
-
-
-def _with_interval(share: float, low: float, high: float) -> str:
-    return f"{_percent(share)} ({_percent(low)} to {_percent(high)})"
 
 
 def main() -> None:
@@ -260,10 +220,11 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     chosen = parser.parse_args()
     if not chosen.tables:
-        chosen.db.parent.mkdir(parents=True, exist_ok=True)
-        measure(chosen.db)
+        measure(specs(), chosen.db)
     with open_store(chosen.db) as store:
-        PAGE.write_text(rewritten(PAGE.read_text(), Results(store)))
+        results = Results(store)
+        made = {name: partial(write, results) for name, write in TABLES.items()}
+        FINDINGS.write_text(rewritten(FINDINGS.read_text(), made))
 
 
 if __name__ == "__main__":

@@ -37,3 +37,14 @@ def is_folder(path: Path) -> bool:
 def home() -> Path:
     """Where all that a user makes lies: ``$ISOQUANT_HOME``, or ``./data``. Raises InputError."""
     return expand(os.environ.get("ISOQUANT_HOME") or "data").absolute()
+
+
+def absolute_model(name: str) -> str:
+    """A model's folder by its full path, for the worker runs elsewhere; any other name as it is."""
+    try:
+        folder = Path(name).expanduser()
+        is_named = name.startswith(("shape:", "lab-")) or not name
+        is_path = not is_named and (name.startswith((".", "~")) or folder.is_dir())
+    except (OSError, ValueError, RuntimeError):
+        return name
+    return str(folder.resolve()) if is_path else name

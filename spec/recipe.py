@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spec.choices import Rounding, Stage
 from spec.compression.base import Calibrate, Step, Trained
+from spec.compression.choices import Rounding, Stage
 from spec.compression.quantize import Fp8, Int4, Int8, Int8Dynamic, Int8Static, Mixed, Nf4, Quantize
 from spec.compression.reduce import LowRank, Prune
 from spec.compression.train import Aware, Distill, Recover

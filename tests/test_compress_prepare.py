@@ -221,11 +221,11 @@ def test_models_that_cannot_be_compressed(tmp_path, model):
     with pytest.raises(SpecError, match="random weights"):
         made("shape:llama-3.2-1b", "int8")
     found = made(model, "int8")
-    with pytest.raises(ModelError, match="is a prepared model"):
+    with pytest.raises(SpecError, match="is a prepared model"):
         made(str(found.path), "int4")
     config = json.loads((Path(model) / "config.json").read_text())
     (Path(model) / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ModelError, match=r"quantized already \(gptq\)"):
+    with pytest.raises(SpecError, match=r"quantized already \(gptq\)"):
         made(model, "int8")
 
 

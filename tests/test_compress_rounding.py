@@ -14,7 +14,7 @@ from engine.compress.rounding import COLUMNS, clipped, gptq, output_error
 from engine.compress.scaling import scale_inputs
 from engine.compress.walk import Sums, Walk
 from kernels.linear.weight import Kind, dequantize, nearest, quantize, ranges, restored, with_codes
-from spec.choices import Grouping
+from spec.compression.choices import Grouping
 from spec.errors import Cancelled, ModelError, SpecError
 from tests.compressing import (
     CPU,

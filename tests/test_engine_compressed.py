@@ -15,6 +15,7 @@ from spec.measures import MEASURES, Group
 from spec.recipe import parse_recipe
 from spec.results import Phase
 from spec.run_spec import RunSpec, Runtime, TaskSpec
+from spec.strategy import parse_strategy
 from tests.tiny import LetterTask, make_model
 
 CPU = torch.device("cpu")
@@ -30,10 +31,10 @@ def model(tmp_path):
     return str(make_model(tmp_path / "m", hidden_size=64, intermediate_size=96))
 
 
-def run(model, recipe="", host=None, **runtime):
+def run(model, recipe="", host=None, strategy="greedy", **runtime):
     spec = RunSpec(
         model, runtime=Runtime(device="cpu", batch_size=4, **runtime), task=TaskSpec("lab-words"),
-        compression=parse_recipe(recipe),
+        compression=parse_recipe(recipe), strategy=parse_strategy(strategy),
     )  # fmt: skip
     events = []
     result = execute(spec, events.append, host=host, task=LetterTask())
@@ -75,6 +76,17 @@ def test_one_host_keeps_recipes_apart(model):
 @pytest.mark.parametrize("recipe", ["int4:group=32", "prune:structure=neurons,level=0.5+int8", "lowrank:ratio=0.3"])
 def test_both_back_ends_write_the_same(model, recipe):
     assert run(model, recipe)[1] == run(model, recipe, backend="transformers")[1]
+
+
+@pytest.mark.parametrize(("structure", "step"), [("heads", "+int8"), ("neurons", ""), ("layers", "+int8")])
+def test_what_pruning_leaves_serves_every_kind_of_decoding(tmp_path, structure, step):
+    model = str(make_model(tmp_path / "m", hidden_size=64, intermediate_size=96, num_hidden_layers=4))
+    recipe, host = f"prune:structure={structure},method=taylor,level=0.5{step}", ModelHost()
+    written = run(model, recipe, host)[1]
+    for strategy in (f"speculative:draft={model}", "lookup", "early-exit:threshold=1.0"):
+        assert run(model, recipe, host, strategy)[1] == written, strategy
+    for strategy in ("early-exit:threshold=0.2", "majority:n=3", "beam:width=3"):
+        assert run(model, recipe, host, strategy)[0].measures["tokens_generated"] > 0, strategy
 
 
 def test_what_is_only_simulated_has_answers_and_no_speed(model, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analysis.scaling import Sketch
-from scripts import findings
+from scripts import compressed, findings, tables
 from spec.strategy import parse_strategy
 
 
@@ -14,18 +14,15 @@ def sketch_of(kinds, scores, correct=False):
 
 
 def test_every_table_of_the_page_is_made_and_every_table_has_its_place():
-    named = findings._PART.findall(findings.PAGE.read_text())
-    assert sorted(named) == sorted(findings.TABLES)
+    named = tables.PART.findall(tables.FINDINGS.read_text())
+    assert sorted(named) == sorted([*findings.TABLES, *compressed.TABLES])
 
 
-def test_a_table_is_written_between_its_comments(monkeypatch):
-    monkeypatch.setattr(findings, "TABLES", {"votes": lambda results: f"| {results} |"})
-    page = "a\n<!-- table: votes -->\nold\n<!-- end -->\nb"
-    once = findings.rewritten(page, "new")
-    assert once == "a\n<!-- table: votes -->\n\n| new |\n\n<!-- end -->\nb"
-    assert findings.rewritten(once, "new") == once
-    with pytest.raises(KeyError):
-        findings.rewritten(page.replace("votes", "nothing"), "new")
+def test_a_table_is_written_between_its_comments_and_others_are_left():
+    page = "a\n<!-- table: votes -->\nold\n<!-- end -->\nb\n<!-- table: other -->\nold\n<!-- end -->"
+    once = tables.rewritten(page, {"votes": lambda: "| new |"})
+    assert once == page.replace("old", "\n| new |\n", 1)
+    assert tables.rewritten(once, {"votes": lambda: "| new |"}) == once
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec.choices import Structure
+from spec.compression.choices import Structure
 from spec.compression.reduce import RULES
 from spec.errors import SpecError
 from spec.parameters import parameters

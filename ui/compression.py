@@ -11,7 +11,8 @@ from typing import Any
 
 import streamlit as st
 
-from spec.choices import Criterion, Dtype, Scaling, Structure
+from spec.choices import Dtype
+from spec.compression.choices import Criterion, Scaling, Structure
 from spec.compression.reduce import MAX_LEVEL, RULES
 from spec.parameters import Parameter, parameters
 from spec.recipe import STEPS, Calibrate, LowRank, Prune, Quantize, Recipe, Step, parse_recipe

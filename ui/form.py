@@ -14,13 +14,14 @@ import streamlit as st
 from spec.choices import Backend, PromptStyle
 from spec.errors import IsoquantError, SpecError
 from spec.parameters import Parameter, parameters
+from spec.paths import absolute_model
 from spec.recipe import Recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import STRATEGIES, strategy_from_dict
 from tasks.registry import TASKS, check_task, check_votes
 from ui import components, compression, fields, offers
 from ui.fields import KEEP, field, label_of, select
-from ui.names import absolute_model, absolute_models, absolute_path, is_served
+from ui.names import absolute_models, absolute_path, is_served
 
 # What is asked first; the rest lies under "More options".
 MAIN_PARAMETERS = (

@@ -10,10 +10,10 @@ from engine.artifacts import Artifact
 from engine.catalog import resolve
 from engine.recipes import check_recipe
 from spec.errors import InputError, IsoquantError, SpecError
+from spec.paths import absolute_model
 from spec.recipe import Recipe, parse_recipe
 from ui import components, models_job, models_link, offers
 from ui.models_words import READY_MADE, recipe_words
-from ui.names import absolute_model
 
 RECIPE, READY, PROBLEM, MINE = "models_recipe", "models_ready", "models_problem", "models_mine"
 FIRST_RECIPE = "int4"

@@ -10,10 +10,10 @@ import streamlit as st
 from analysis.format import duration
 from engine.artifacts import Artifact
 from spec.errors import IsoquantError
+from spec.paths import absolute_model
 from spec.recipe import parse_recipe
 from ui import components, data, live, models_family, models_form, models_job, models_link, models_one, models_rows
 from ui.models_words import step_words
-from ui.names import absolute_model
 from ui.plot import plot
 
 POLL_S = 1.0

@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spec.choices import Criterion, Grouping, Head, Imitation, Ranges, Rounding, Scaling, Scope, Start, Structure
+from spec.compression.choices import (
+    Criterion,
+    Grouping,
+    Head,
+    Imitation,
+    Ranges,
+    Rounding,
+    Scaling,
+    Scope,
+    Start,
+    Structure,
+)
 from spec.recipe import Aware, Distill, Int4, Int8Static, LowRank, Mixed, Prune, Quantize, Recipe, Recover, Step
 
 # What stands beside the recipe's field; the smallest and quickest first.

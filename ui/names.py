@@ -6,16 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spec.choices import Backend
-
-
-def absolute_model(name: str) -> str:
-    """A folder by its full path, for the worker runs elsewhere; any other name as it is."""
-    try:
-        folder = Path(name).expanduser()
-        is_folder = not name.startswith(("shape:", "lab-")) and (name.startswith((".", "~")) or folder.is_dir())
-    except (OSError, ValueError, RuntimeError):
-        return name
-    return str(folder.resolve()) if is_folder and name else name
+from spec.paths import absolute_model
 
 
 def absolute_models(strategy: dict[str, Any], backend: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.compress.anatomy import layers_of, state_of
 from engine.compress.texts import Batch
 from engine.compress.train import fine_tune, start_anew, zeros_in
 from engine.compress.work import Work
-from spec.choices import Imitation, Start
+from spec.compression.choices import Imitation, Start
 from spec.compression.train import Distill
 from spec.errors import SpecError
 

@@ -22,23 +22,8 @@ from engine.recipes import identity
 from engine.sizes import ModelSizes
 from engine.tokenizers import Tokenizer
 from spec.choices import Dtype
-from spec.errors import ModelError, SpecError, shorten_path
+from spec.errors import ModelError, SpecError
 from spec.recipe import Recipe
-
-
-def check_compressible(ref: ModelRef) -> None:
-    """Raise ModelError for a model whose weights another library has quantized already, or a prepared one."""
-    config = ref.config.get("quantization_config")
-    if config:
-        method = config.get("quant_method") if isinstance(config, dict) else None
-        raise ModelError(
-            f"{ref.name} is quantized already{f' ({str(method)[:20]})' if method else ''}, and what is lost cannot be "
-            "compressed again; choose the model it was made of."
-        )
-    if ref.path is not None and (ref.path / artifacts.RECORD).is_file():
-        raise ModelError(
-            f"{shorten_path(ref.path)} is a prepared model; give the model it was made of and a recipe with more steps."
-        )
 
 
 def prepared(ref: ModelRef, recipe: Recipe) -> Artifact:

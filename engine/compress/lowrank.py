@@ -9,7 +9,7 @@ from engine.compress.anatomy import is_linear, layers_of, linears_of, matrix, re
 from engine.compress.linears import LowRankLinear
 from engine.compress.walk import Sums, Walk
 from engine.compress.work import Work
-from spec.choices import Scaling
+from spec.compression.choices import Scaling
 from spec.compression.reduce import LowRank
 from spec.errors import SpecError
 

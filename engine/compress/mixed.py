@@ -14,7 +14,7 @@ from engine.compress.texts import Batch, batches
 from engine.compress.walk import ROWS, Walk
 from engine.compress.work import Work
 from kernels.linear.weight import Kind, dequantize, quantize
-from spec.choices import Rounding
+from spec.compression.choices import Rounding
 from spec.compression.quantize import Mixed
 
 WHOLE = 16  # bits of a matrix that is left as it is, where it is kept in 16

@@ -17,7 +17,7 @@ from engine.compress import saving
 from engine.compress.anatomy import layers_of
 from engine.compress.checkpoint import Checkpoint
 from engine.compress.errors import errors_of
-from engine.compress.loading import check_compressible, read_artifact
+from engine.compress.loading import read_artifact
 from engine.compress.prune import zeros_of
 from engine.compress.steps import carry_out
 from engine.compress.texts import Texts
@@ -27,9 +27,10 @@ from engine.fingerprints import fingerprint
 from engine.measure.time import now
 from engine.models import fetched, load
 from engine.progress import stop_if
-from engine.recipes import identity
+from engine.recipes import check_compressible, identity
 from engine.tokenizers import Tokenizer
-from spec.choices import Dtype, Rounding
+from spec.choices import Dtype
+from spec.compression.choices import Rounding
 from spec.errors import DoesNotFitError, SpecError
 from spec.recipe import Prune, Recipe, Trained
 

@@ -15,7 +15,7 @@ from engine.compress.shrink import counts, nothing_goes, shrink, sizes
 from engine.compress.train import fine_tune, load_weights, weights_of, zeros_in
 from engine.compress.walk import Sums, Walk
 from engine.compress.work import Work
-from spec.choices import Criterion, Scope, Structure
+from spec.compression.choices import Criterion, Scope, Structure
 from spec.compression.reduce import Prune
 from spec.errors import SpecError
 

@@ -23,7 +23,7 @@ from engine.compress.scaling import check_scalable, scale_inputs
 from engine.compress.walk import Sums, Walk
 from engine.compress.work import Work
 from kernels.linear.weight import Kind, QuantizedWeight, quantize
-from spec.choices import Grouping, Head, Ranges, Rounding
+from spec.compression.choices import Grouping, Head, Ranges, Rounding
 from spec.compression.quantize import Int8Dynamic, Int8Static, Quantize
 from spec.errors import SpecError
 

@@ -16,7 +16,7 @@ from engine.compress.train import next_token_loss
 from engine.compress.walk import ROWS, Walk
 from engine.compress.work import Work
 from engine.runtime.family import FAMILY
-from spec.choices import Criterion, Scope, Structure
+from spec.compression.choices import Criterion, Scope, Structure
 from spec.compression.reduce import Prune
 from spec.errors import SpecError
 

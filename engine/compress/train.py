@@ -22,7 +22,7 @@ from engine.compress.anatomy import layers_of, linears_of
 from engine.compress.texts import Batch, batch_of
 from engine.compress.work import Work
 from engine.devices import check_fits
-from spec.choices import Start
+from spec.compression.choices import Start
 from spec.compression.train import Recover
 from spec.errors import Cancelled, SpecError
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from engine.onnx.quantizing import as_float
-from spec.choices import Head
+from spec.compression.choices import Head
 from spec.recipe import Int8Dynamic, Quantize
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from spec.choices import Grouping, Head, Ranges
+from spec.compression.choices import Grouping, Head, Ranges
 from spec.recipe import Int4, Int8, Int8Dynamic, Quantize
 
 MICROSOFT = "com.microsoft"

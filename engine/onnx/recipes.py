@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spec.choices import Dtype, Rounding
+from spec.choices import Dtype
+from spec.compression.choices import Rounding
 from spec.recipe import Int4, Int8, Int8Dynamic, Recipe
 
 WORKS = "int8, int8-dynamic and int4 with rounding=nearest"

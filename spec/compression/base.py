@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from spec.choices import Stage
+from spec.compression.choices import Stage
 from spec.errors import SpecError, shorten
 from spec.named import Named
 from spec.parameters import parameter

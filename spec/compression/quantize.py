@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from spec.choices import Grouping, Head, Ranges, Rounding, Stage
 from spec.compression.base import Step
+from spec.compression.choices import Grouping, Head, Ranges, Rounding, Stage
 from spec.errors import SpecError
 from spec.parameters import parameter
 

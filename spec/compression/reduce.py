@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spec.choices import Criterion, Scaling, Scope, Stage, Structure
 from spec.compression.base import MAX_STEPS, Step
+from spec.compression.choices import Criterion, Scaling, Scope, Stage, Structure
 from spec.errors import SpecError
 from spec.parameters import parameter
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spec.choices import Grouping, Imitation, Ranges, Stage, Start, TrainedFormat
 from spec.compression.base import Step, Trained
+from spec.compression.choices import Grouping, Imitation, Ranges, Stage, Start, TrainedFormat
 from spec.errors import SpecError
 from spec.parameters import parameter
 from spec.strategies.base import needed

@@ -1,0 +1,55 @@
+"""Tables of measured runs between two comments of a page of the documentation, and the runs that they need."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lab.family import RUNS
+from spec.run_spec import RunSpec
+from store import open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+FINDINGS = ROOT / "docs" / "findings.md"
+DATABASE = RUNS / "findings.db"
+PART = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def measure(specs: Sequence[RunSpec], path: Path) -> None:
+    """Queue what is not measured yet, and let a worker take it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_store(path) as store:
+        for wanted in specs:
+            if not store.runs.find_same(wanted.key()):
+                store.jobs.enqueue(wanted, source="cli")
+    command = [sys.executable, "cli.py", "worker", "--until-idle", "--db", str(path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def rewritten(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The page with these tables anew; others stay as they are."""
+
+    def part(found: re.Match[str]) -> str:
+        name = found.group(1)
+        return f"<!-- table: {name} -->\n\n{tables[name]()}\n\n<!-- end -->" if name in tables else found.group()
+
+    return PART.sub(part, page)
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> str:
+    """A table whose first ``names`` columns are words, the others numbers."""
+    rule = ["---"] * names + ["---:"] * (len(head) - names)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+
+
+def percent(share: float) -> str:
+    """A share of one without its sign, as the columns' heads have it."""
+    return f"{100 * share:.1f}"
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """A share and the ends of its interval, in per cent."""
+    return f"{percent(share)} ({percent(low)} to {percent(high)})"
