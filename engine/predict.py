@@ -15,7 +15,7 @@ from typing import Any
 from engine.catalog import ModelRef, resolve_model, resolve_reward
 from engine.measure.hardware import cores, gpus
 from engine.sizes import BYTES, ModelSizes
-from spec.choices import Backend, Batching, Caching, Dtype, PromptStyle
+from spec.choices import Backend, Batching, Caching, Dtype, KvDtype, PromptStyle
 from spec.compression.choices import Structure
 from spec.recipe import LowRank, Prune, Quantize, Recipe
 from spec.run_spec import RunSpec
@@ -62,6 +62,7 @@ class Rates:
 
 # Of the weights of a layer, about: those of its MLP, of its attention, all.
 SHARE_OF = {Structure.NEURONS: 0.7, Structure.HEADS: 0.3, Structure.LAYERS: 0.9}
+KV_BYTE = 1.04  # bytes of a number in one byte, with its share of the scale of a head of about 100
 GROUP_BITS = 0.3  # a scale of 16 bits, and a zero point, for each group
 
 
@@ -117,7 +118,7 @@ def predict(
         as_saved = spec.precision.weights is Dtype.AUTO
         weights += reward.sizes.weights_bytes(str(reward.dtype or Dtype.FP32) if as_saved else dtype)
     rows = min(spec.runtime.batch_size, max(1, (asked or spec.runtime.batch_size) * spec.strategy.samples))
-    per_token = ref.sizes.kv_bytes_per_token(dtype)
+    per_token = round(ref.sizes.kv_bytes_per_token(dtype) * kv_share(spec, dtype))
     prompt = _prompt_tokens(spec)
     overhead = PROCESS_BYTES["cuda" if on_gpu else "cpu"] + 2 * rows * ref.sizes.vocab * 4
     kv = rows * (prompt + limit) * per_token
@@ -203,6 +204,15 @@ def size_share(recipe: Recipe, dtype: str) -> float:
         elif isinstance(step, Quantize):
             scales = 0.0 if step.bits == 8 else GROUP_BITS
             share *= (getattr(step, "size", step.bits) + scales) / (8 * BYTES[dtype])
+    return share
+
+
+def kv_share(spec: RunSpec, dtype: str) -> float:
+    """About what share of the KV cache's bytes pruned heads and layers and a smaller format leave."""
+    share = 1.0 if spec.precision.kv_cache is KvDtype.AUTO else KV_BYTE / BYTES[dtype]
+    for step in spec.compression.work:
+        if isinstance(step, Prune) and step.structure in (Structure.HEADS, Structure.LAYERS):
+            share *= 1 - step.level
     return share
 
 

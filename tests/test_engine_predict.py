@@ -1,9 +1,12 @@
 """Estimates before a run: what they rest on, and that they move the right way."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.predict import Fit, Past, Rates, predict
 from spec.errors import SpecError
+from spec.recipe import parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
 from tests.tiny import make_model, make_prm
@@ -29,6 +32,24 @@ def test_memory_is_weights_cache_and_overhead():
     assert e.kv_bytes == 16 * (100 + 200) * 2 * 24 * 1024 * 2
     assert e.needed_bytes > e.weights_bytes + e.kv_bytes
     assert estimate(spec_of(precision="fp32")).weights_bytes == 405_334_016 * 4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kv_cache", "weights", "cache"),
+    [
+        ("int8", "auto", 0.5, 1.0),
+        ("int4", "auto", 0.27, 1.0),
+        ("prune:structure=layers,method=activation,level=0.5", "auto", 0.55, 0.5),
+        ("prune:structure=heads,level=0.25", "auto", 0.925, 0.75),
+        ("prune:structure=neurons,level=0.5+int8", "fp8", 0.325, 0.52),
+    ],
+)
+def test_what_a_recipe_and_a_smaller_cache_leave(recipe, kv_cache, weights, cache):
+    whole, spec = estimate(spec_of()), spec_of()
+    spec = replace(spec, compression=parse_recipe(recipe), precision=Precision("bf16", kv_cache))
+    found = estimate(spec)
+    assert found.weights_bytes / whole.weights_bytes == pytest.approx(weights, abs=0.01)
+    assert found.kv_bytes / whole.kv_bytes == pytest.approx(cache, abs=0.001)
 
 
 def test_no_more_sequences_than_there_are():
