@@ -82,8 +82,6 @@ def _attention(machine: Machine, wanted: Wanted) -> str | None:
     if name == "native":
         if machine.is_gpu:
             return "the C++ kernel is for processors; choose the device cpu"
-        if wanted.kv_cache != "auto":
-            return f"the C++ kernel reads a cache in the format of the weights, not in {wanted.kv_cache}"
         return machine.compiler
     if name in ("sdpa-efficient", "sdpa-cudnn", "flex") and not machine.is_gpu:
         # FlexAttention is compiled, and for a processor PyTorch 2.13 writes C++ that does not compile.
@@ -106,8 +104,6 @@ def _fusion(machine: Machine, wanted: Wanted) -> str | None:
         return triton_reason(machine, wanted.head_dim)
     if wanted.attention == "plain":
         return "on a processor it is the C++ forward pass, which has its own attention; choose native, or auto"
-    if wanted.kv_cache != "auto":
-        return f"on a processor it is the C++ forward pass, whose cache cannot be {wanted.kv_cache}"
     return machine.compiler
 
 

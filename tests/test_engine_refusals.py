@@ -22,7 +22,7 @@ class NoHost(ModelHost):
         (RunSpec("lab-xs", runtime=Runtime(attention="triton")), "runtime.attention", "Attention triton cannot run"),
         (RunSpec("lab-xs", runtime=Runtime(graphs="on")), "runtime.graphs", "CUDA graphs on cannot run"),
         (
-            RunSpec("lab-xs", Precision(kv_cache="int8"), Runtime(fusion="kernels")),
+            RunSpec("lab-xs", Precision(kv_cache="int8"), Runtime(attention="plain", fusion="kernels")),
             "runtime.fusion",
             "Fusion kernels cannot run",
         ),

@@ -20,9 +20,7 @@ NO_COMPILER = Machine(compiler="there is no C++ compiler")
         (CPU, Wanted("sdpa-efficient"), "attention", NEEDS_GPU),
         (CPU, Wanted("flex"), "attention", NEEDS_GPU),
         (CPU, Wanted(graphs="on"), "graphs", NEEDS_GPU),
-        (CPU, Wanted("native", kv_cache="int8"), "attention", "format of the weights"),
         (CPU, Wanted("plain", fusion="kernels"), "fusion", "own attention"),
-        (CPU, Wanted(fusion="kernels", kv_cache="fp8"), "fusion", "cannot be fp8"),
         (NO_COMPILER, Wanted("native"), "attention", "no C++ compiler"),
         (NO_COMPILER, Wanted(fusion="kernels"), "fusion", "no C++ compiler"),
         (NO_COMPILER, Wanted(fusion="compile"), "fusion", "no C++ compiler"),
@@ -49,6 +47,8 @@ def test_what_cannot_run_is_refused_with_the_reason(machine, wanted, field, word
     [
         (CPU, Wanted()),
         (CPU, Wanted("native", "kernels")),
+        (CPU, Wanted("native", "kernels", kv_cache="int8")),
+        (CPU, Wanted("native", kv_cache="fp8")),
         (CPU, Wanted("plain", "off", "off", "fp8")),
         (CPU, Wanted("sdpa-flash", "compile")),
         (NO_COMPILER, Wanted()),

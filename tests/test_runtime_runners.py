@@ -348,7 +348,7 @@ def test_what_is_chosen_is_what_runs():
     [
         ("gpt2", Way(fusion=Fusion.KERNELS), "runs the Llama family"),
         ("llama", Way(attention=Attention.TRITON), "needs an NVIDIA GPU"),
-        ("llama", Way(attention=Attention.NATIVE, kv_cache=KvDtype.INT8), "in the format of the weights"),
+        ("gpt2", Way(fusion=Fusion.KERNELS, kv_cache=KvDtype.INT8), "runs the Llama family"),
     ],
 )
 def test_a_choice_that_does_not_serve_the_model_is_refused(architecture, way, words):
@@ -364,16 +364,24 @@ def test_a_choice_that_does_not_serve_the_model_is_refused(architecture, way, wo
 
 
 @pytest.mark.parametrize("kind", [KvDtype.INT8, KvDtype.FP8])
-def test_a_cache_of_one_byte_is_smaller_and_nearly_exact(kind):
-    model = known("gemma2")
+@pytest.mark.parametrize(
+    ("architecture", "attention", "name"),
+    [
+        ("gemma2", Attention.PLAIN, "gathered"),
+        pytest.param("gemma2", Attention.AUTO, "native kernel", marks=needs_kernels),
+        pytest.param("llama", Attention.AUTO, "native forward", marks=needs_kernels),
+    ],
+)
+def test_a_cache_of_one_byte_is_smaller_and_nearly_exact(kind, architecture, attention, name):
+    model = known(architecture)
     exact = runner_for(model, CPU, PLAIN)
     rows = np.arange(40, dtype=np.int32)
     batch = Batch(np.array(text(40), dtype=np.int32), rows, np.zeros_like(rows), rows[None, :4].copy(), rows)
     exact.allocate(8)
     expected = exact.logits(batch).clone()
     exact.close()
-    small = runner_for(model, CPU, Way(kv_cache=kind))
-    assert small.name == f"paged, gathered, {kind} cache"
+    small = runner_for(model, CPU, Way(attention=attention, kv_cache=kind))
+    assert small.name == f"paged, {name}, {kind} cache"
     # Heads of 16 numbers: a byte each instead of four, and four bytes for their scale.
     assert small.block_bytes * 4 * 16 == exact.block_bytes * (16 + 4)
     small.allocate(8)

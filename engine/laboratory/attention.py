@@ -38,11 +38,12 @@ def native(case: Case, x: Inputs) -> Call:
     sinks = None if x.sinks is None else x.sinks.data_ptr()
     shape = ops.Heads(heads, case["kv_heads"], case["dim"], how["scale"], how["softcap"], how["window"], sinks)
     q = x.q.flatten(0, 1)
-    alive = positions, slots, tables, x  # the structures hold addresses only, so `run` must keep what lies there
+    cache = ops.Cache.of(pages.keys, pages.values, *pages.scales.values())
+    alive = positions, slots, tables, x, pages  # the structures hold addresses only, so `run` must keep what lies there
 
     def run() -> torch.Tensor:
         assert alive
-        out = ops.attend(q.float().contiguous(), pages.keys, pages.values, rows, shape, scratch)
+        out = ops.attend(q.float().contiguous(), pages.keys.dtype, cache, rows, shape, scratch)
         return out.view(q.shape).to(q.dtype)
 
     return Call(run, first_rows)

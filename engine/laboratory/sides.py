@@ -53,8 +53,6 @@ def native(case: Case, device: Device) -> str | None:
         return "the C++ kernel has no ALiBi"
     if case.feature("tree"):
         return "the C++ kernel has no trees"
-    if case.feature("kv"):
-        return "the C++ kernel reads no cache of one byte"
     if case["dim"] % 16:
         return "its heads are no multiple of 16 wide"
     return device.native

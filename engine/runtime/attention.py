@@ -82,8 +82,8 @@ class PagedCache(Cache):
         if self.rows is None:
             self.kv.write(layer, k, v, self.ragged.blocks, self.ragged.places)
         else:
-            keys, values = self.kv.keys[layer], self.kv.values[layer]
-            ops.store(k.float().contiguous(), v.float().contiguous(), keys, values, self.rows)
+            cache = ops.Cache.of(*self.kv.tensors(layer))
+            ops.store(k.float().contiguous(), v.float().contiguous(), self.kv.dtype, cache, self.rows)
 
 
 def attend(
@@ -129,8 +129,8 @@ def native(
     heads = ops.Heads(
         q.shape[1], shape.heads, q.shape[2], scale, softcap, window, None if flat is None else flat.data_ptr()
     )
-    keys, values = paged.kv.keys[layer], paged.kv.values[layer]
-    out = ops.attend(q.float().contiguous(), keys, values, paged.rows, heads, paged.scratch)
+    cache = ops.Cache.of(*paged.kv.tensors(layer))
+    out = ops.attend(q.float().contiguous(), paged.kv.dtype, cache, paged.rows, heads, paged.scratch)
     return out.view(q.shape).to(q.dtype)
 
 

@@ -60,6 +60,11 @@ class KvCache:
         """Bytes of one block in all layers."""
         return block_bytes(self.shapes, self.dtype)
 
+    def tensors(self, layer: int) -> tuple[torch.Tensor, ...]:
+        """Keys and values of a layer, and their scales where they have some."""
+        scales = (self.key_scales[layer], self.value_scales[layer]) if self.is_quantized else ()
+        return self.keys[layer], self.values[layer], *scales
+
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination) each, as if one after the other."""
         targets = {t for _, t in pairs}

@@ -21,6 +21,7 @@ from engine.runtime.blocks import BLOCK
 from engine.runtime.family import is_family, turns, window
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
 from engine.runtime.native_weights import Weights
+from engine.runtime.way import CACHE_NAMES
 from kernels.native import build, ops
 from kernels.native.matrix import KINDS
 
@@ -36,15 +37,17 @@ class NativeRunner:
     """See Runner and ExitingRunner.
 
     ``sole``: nobody else runs the model until ``close``, so the matrices of its layers, and all that are quantized, are
-    kept once: the model gives each up as it is packed, and gets it back at the end.
+    kept once: the model gives each up as it is packed, and gets it back at the end. ``cache``: the number format of the
+    KV cache; None is that of the weights.
     """
 
     pads = False
     samples = False
 
-    def __init__(self, model: Any, dtype: torch.dtype, sole: bool = False) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, sole: bool = False, cache: torch.dtype | None = None) -> None:
         self._model = model
-        self.dtype = self._dtype = dtype
+        self.dtype = dtype
+        self._cache = cache or dtype
         inner, config = model.base_model, model.config
         self.layers = len(inner.layers)
         self.vocab, self.hidden = int(config.vocab_size), int(config.hidden_size)
@@ -59,7 +62,7 @@ class NativeRunner:
             self._weights.close()
             raise
         self._shapes = [KvShape(layer.kv, self._dim, self._dim) for layer in self._layers]
-        self.block_bytes = block_bytes(self._shapes, dtype)
+        self.block_bytes = block_bytes(self._shapes, self._cache)
         self._x = self._work = self._out = self._states = torch.empty(0)
         self._embed, self._run, self._head, self._by_reference = ops.forward_of(self._native)
 
@@ -67,7 +70,10 @@ class NativeRunner:
     def name(self) -> str:
         """See Runner. Formats other than plain numbers are named."""
         formats = self._weights.formats
-        return ", ".join(["paged, native forward", *([f"{' and '.join(formats)} weights"] if formats else [])])
+        parts = ["paged, native forward", *([f"{' and '.join(formats)} weights"] if formats else [])]
+        if self._cache != self.dtype:
+            parts.append(f"{CACHE_NAMES[self._cache]} cache")
+        return ", ".join(parts)
 
     # ---- the model as forward.cpp reads it
 
@@ -78,7 +84,7 @@ class NativeRunner:
             hidden=self.hidden,
             vocab=self.vocab,
             dim=self._dim,
-            cache=ops.CODES[self._dtype],
+            cache=ops.CACHE_CODES[self._cache],
             eps=float(inner.norm.variance_epsilon),
             scale=float(inner.layers[0].self_attn.scaling),
             norm=weights.fp32(inner.norm.weight),
@@ -121,9 +127,9 @@ class NativeRunner:
     def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
         """See Runner."""
         self._kv = None
-        self._kv = KvCache(self._shapes, count, self._dtype, torch.device("cpu"))
-        for layer, keys, values in zip(self._layers, self._kv.keys, self._kv.values, strict=True):
-            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        self._kv = KvCache(self._shapes, count, self._cache, torch.device("cpu"))
+        for i, layer in enumerate(self._layers):
+            layer.cache = ops.Cache.of(*self._kv.tensors(i))
         with torch.inference_mode():
             positions = torch.arange(count * BLOCK)[None]
             limit = getattr(self._model.config, "max_position_embeddings", None)

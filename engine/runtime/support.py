@@ -72,7 +72,7 @@ def _candidates(
     """Ways to run the model that the ``way`` leaves open, fastest first. Raises Unsupported where it leaves none."""
     whole = _whole(model, device, way)
     if whole is None:
-        yield lambda: NativeRunner(model, model.dtype, sole)
+        yield lambda: NativeRunner(model, model.dtype, sole, way.cache_type(model.dtype))
     if way.fusion is Fusion.KERNELS and device.type == "cpu":
         if whole is not None:
             raise Unsupported(whole)
@@ -102,8 +102,6 @@ def _whole(model: Any, device: torch.device, way: Way) -> str | None:
     """Why our own forward pass is not to run the model; None where it is."""
     if way.fusion is Fusion.OFF or way.attention not in (Attention.AUTO, Attention.NATIVE):
         return "another way was chosen"
-    if way.kv_cache is not KvDtype.AUTO:
-        return f"the C++ forward pass has no cache in {way.kv_cache}"
     if not serves(model, device):
         return f"the C++ forward pass runs the Llama family ({', '.join(FAMILY)})"
     return None

@@ -9,6 +9,7 @@ import torch
 from spec.choices import Attention, Fusion, Graphs, KvDtype
 
 CACHE_TYPES = {KvDtype.INT8: torch.int8, KvDtype.FP8: torch.float8_e4m3fn}
+CACHE_NAMES = {dtype: str(name) for name, dtype in CACHE_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)

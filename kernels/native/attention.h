@@ -1,24 +1,9 @@
-// Attention of queries over a paged KV cache, and the writing of it.
+// Attention of queries over a paged KV cache.
 
 #pragma once
 
+#include "cache.h"
 #include "team.h"
-#include "vectors.h"
-
-constexpr int BLOCK = 16;  // tokens of a KV block
-
-// Keys lie transposed in their block, [heads][dim][BLOCK], so that one vector holds one dimension of all its tokens and
-// no sum across a vector is needed; values lie [heads][BLOCK][dim].
-template <typename T>
-static void store_kv(T* keys, T* values, int heads, int d, const float* k, const float* v, int64_t block, int slot) {
-    T* kb = keys + block * heads * d * BLOCK;
-    T* vb = values + block * heads * d * BLOCK;
-    for (int h = 0; h < heads; h++)
-        for (int i = 0; i < d; i++) {
-            kb[((size_t)h * d + i) * BLOCK + slot] = narrow<T>(k[h * d + i]);
-            vb[((size_t)h * BLOCK + slot) * d + i] = narrow<T>(v[h * d + i]);
-        }
-}
 
 struct Heads {
     int query, kv, dim;
@@ -52,12 +37,14 @@ static inline void weigh(const float* s, size_t span, const T* v, int d, int upt
 
 // G query heads of one row against one key/value head. `scores` holds G * span floats, span a multiple of BLOCK.
 template <typename T, int G>
-static void attend_group(const float* q, const T* keys, const T* values, const Heads& a, int kv_head, int first_head,
+static void attend_group(const float* q, const Cache& c, const Heads& a, int kv_head, int first_head,
                          const int32_t* table, int position, float* scores, float* out) {
+    const T *keys = (const T*)c.keys, *values = (const T*)c.values;
     const int d = a.dim, begin = a.window && position >= a.window ? position - a.window + 1 : 0;
     const int first = begin / BLOCK, last = position / BLOCK;
     const int span = (last - first + 1) * BLOCK;
     const size_t stride = (size_t)a.kv * d * BLOCK;
+    const auto place = [&](int block) { return ((size_t)block * a.kv + kv_head) * BLOCK; };  // of its scales
     vec top[G];
     for (int g = 0; g < G; g++) top[g] = splat(a.sinks ? a.sinks[first_head + g] : -INFINITY);
     for (int b = first; b <= last; b++) {
@@ -81,12 +68,15 @@ static void attend_group(const float* q, const T* keys, const T* values, const H
                 }
             }
         }
+        vec by[BLOCK / W];
+        for (int j = 0; j < BLOCK / W; j++)
+            by[j] = CODED<T> ? load(c.key_scales + place(table[b]) + j * W) * (a.scale * UNIT<T>) : splat(a.scale);
         const bool edge = b == last || b * BLOCK < begin;
 #pragma GCC unroll 4
         for (int g = 0; g < G; g++) {
             float* s = scores + (size_t)g * span + (b - first) * BLOCK;
 #pragma GCC unroll 4
-            for (int j = 0; j < BLOCK / W; j++) *(vec*)(s + j * W) = (acc[g][j] + odd[g][j]) * a.scale;
+            for (int j = 0; j < BLOCK / W; j++) *(vec*)(s + j * W) = (acc[g][j] + odd[g][j]) * by[j];
             if (a.softcap > 0)
                 for (int i = 0; i < BLOCK; i++) s[i] = a.softcap * tanhf(s[i] / a.softcap);
             if (edge)
@@ -119,7 +109,13 @@ static void attend_group(const float* q, const T* keys, const T* values, const H
         const int upto = b == last ? position - b * BLOCK + 1 : BLOCK;
         const T* next = values + table[b < last ? b + 1 : b] * stride + (size_t)kv_head * BLOCK * d;
         for (size_t i = 0; i < BLOCK * d * sizeof(T); i += 64) __builtin_prefetch((const char*)next + i);
-        const float* s = scores + (b - first) * BLOCK;
+        float* s = scores + (b - first) * BLOCK;
+        if (CODED<T>) {  // the scale of a value goes into its weight, once for all dimensions
+            const float* by = c.value_scales + place(table[b]);
+            for (int g = 0; g < G; g++)
+                for (int j = 0; j < BLOCK; j += W)
+                    *(vec*)(s + g * (size_t)span + j) = load(s + g * (size_t)span + j) * (load(by + j) * UNIT<T>);
+        }
         int i = 0;
         for (; i + 2 * W <= d; i += 2 * W) weigh<T, G, 2>(s, span, vb + i, d, upto, out + i);
         for (; i + W <= d; i += W) weigh<T, G, 1>(s, span, vb + i, d, upto, out + i);
@@ -130,16 +126,16 @@ static void attend_group(const float* q, const T* keys, const T* values, const H
 }
 
 template <typename T>
-static void attend_some(int g, const float* q, const T* keys, const T* values, const Heads& a, int kv_head, int head,
+static void attend_some(int g, const float* q, const Cache& c, const Heads& a, int kv_head, int head,
                         const int32_t* table, int position, float* scores, float* out) {
     // Groups wider than four run four heads at a time: their accumulators fit the registers.
     while (g > 0) {
         const int n = g >= 4 ? 4 : g;
         switch (n) {
-            case 4: attend_group<T, 4>(q, keys, values, a, kv_head, head, table, position, scores, out); break;
-            case 3: attend_group<T, 3>(q, keys, values, a, kv_head, head, table, position, scores, out); break;
-            case 2: attend_group<T, 2>(q, keys, values, a, kv_head, head, table, position, scores, out); break;
-            case 1: attend_group<T, 1>(q, keys, values, a, kv_head, head, table, position, scores, out); break;
+            case 4: attend_group<T, 4>(q, c, a, kv_head, head, table, position, scores, out); break;
+            case 3: attend_group<T, 3>(q, c, a, kv_head, head, table, position, scores, out); break;
+            case 2: attend_group<T, 2>(q, c, a, kv_head, head, table, position, scores, out); break;
+            case 1: attend_group<T, 1>(q, c, a, kv_head, head, table, position, scores, out); break;
         }
         g -= n; head += n; q += n * a.dim; out += n * a.dim;
     }
@@ -147,14 +143,13 @@ static void attend_some(int g, const float* q, const T* keys, const T* values, c
 
 // out[m, query * dim] of q[m, ldq]. To be called by all threads; `scratch` holds 4 * span floats for each.
 template <typename T>
-static void attend(int m, const float* q, int ldq, const T* keys, const T* values, const Heads& a,
-                   const int32_t* tables, int width, const int32_t* table_row, const int32_t* positions,
-                   float* scratch, size_t per_thread, float* out) {
+static void attend(int m, const float* q, int ldq, const Cache& c, const Heads& a, const int32_t* tables,
+                   int width, const int32_t* table_row, const int32_t* positions, float* scratch, size_t per_thread, float* out) {
     float* scores = scratch + per_thread * Team::tid();
     const int group = a.query / a.kv;
-    Team::get().deal(m * a.kv, [=, &a](int t) {
+    Team::get().deal(m * a.kv, [=, &a, &c](int t) {
         const int r = t / a.kv, h = t % a.kv;
-        attend_some<T>(group, q + (size_t)r * ldq + h * group * a.dim, keys, values, a, h, h * group,
+        attend_some<T>(group, q + (size_t)r * ldq + h * group * a.dim, c, a, h, h * group,
                        tables + (size_t)table_row[r] * width, positions[r], scores,
                        out + (size_t)r * a.query * a.dim + h * group * a.dim);
     });

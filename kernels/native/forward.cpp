@@ -56,7 +56,7 @@ struct Layer {
     const float *norm_in, *norm_mlp;                 // [hidden]
     const Matrix *qkv, *o, *gate_up, *down;          // qkv and gate_up: parts with one input, their columns side by side
     const float *q_norm, *k_norm;                    // [dim] or null
-    void *keys, *values;                             // the layer's KV blocks
+    Cache cache;                                     // the layer's KV blocks
     int32_t qkv_parts, gate_up_parts;
     int32_t query, kv, mlp;                          // heads and width, which pruning may leave different in each layer
     int32_t window, rotary;                          // positions seen at most, 0: all; whether positions rotate
@@ -114,12 +114,11 @@ static void layer_rows(const Model& md, const Layer& l, const Rows& b, float* x,
             if (l.rotary) rotate(head, cos, sin, md.dim);
         }
         const int64_t block = b.tables[(size_t)b.table_row[r] * b.width + at / BLOCK];
-        store_kv<C>((C*)l.keys, (C*)l.values, l.kv, md.dim, row + qd, row + qd + kd, block, at % BLOCK);
+        store_kv<C>(l.cache, l.kv, md.dim, row + qd, row + qd + kd, block, at % BLOCK);
     });
     if (only_kv) return;
     const Heads a{l.query, l.kv, md.dim, md.scale, 0.0f, l.window, nullptr};
-    attend<C>(b.m, mid, n, (const C*)l.keys, (const C*)l.values, a, b.tables, b.width, b.table_row, b.positions,
-              scores, per_thread, normed);
+    attend<C>(b.m, mid, n, l.cache, a, b.tables, b.width, b.table_row, b.positions, scores, per_thread, normed);
     multiply(l.o, 1, b.m, normed, qd, x, md.hidden, true, scratch);
     rms_norm(b.m, x, l.norm_mlp, md.eps, md.hidden, normed);
     multiply(l.gate_up, l.gate_up_parts, b.m, normed, md.hidden, mid, 2 * l.mlp, false, scratch);
@@ -161,6 +160,12 @@ static void run_embed(const Model& md, int m, const int32_t* tokens, float* x) {
         case BF16: { typedef bf16 T; CALL; break; }     \
         case FP16: { typedef _Float16 T; CALL; break; } \
     }
+#define BY_CACHE(code, CALL)                          \
+    switch (code) {                                   \
+        case INT8: { typedef code8 T; CALL; break; }      \
+        case FP8: { typedef code_e4m3 T; CALL; break; }   \
+        default: BY_TYPE(code, CALL)                  \
+    }
 
 extern "C" {
 
@@ -190,7 +195,7 @@ void isoquant_embed(const Model* md, int m, const int32_t* tokens, float* x) {
 
 void isoquant_layers(const Model* md, int from, int to, const Rows* b, float* x, float* work, float* scores,
                      int64_t per_thread, int only_kv) {
-    BY_TYPE(md->cache, run_layers<T>(*md, from, to, *b, x, work, scores, per_thread, only_kv));
+    BY_CACHE(md->cache, run_layers<T>(*md, from, to, *b, x, work, scores, per_thread, only_kv));
 }
 
 // The scores of some rows' states, and the best token of each; `hidden` [n, hidden] receives the normed states.
@@ -205,21 +210,20 @@ void isoquant_head(const Model* md, int n, const int32_t* rows, const float* x, 
     });
 }
 
-void isoquant_attend(int type, const Heads* a, const Rows* b, const float* q, int ldq, const void* keys,
-                     const void* values, float* scratch, int64_t per_thread, float* out) {
+void isoquant_attend(int type, const Heads* a, const Rows* b, const float* q, int ldq, const Cache* c, float* scratch,
+                     int64_t per_thread, float* out) {
     Team::get().run([&] {
-        BY_TYPE(type, attend<T>(b->m, q, ldq, (const T*)keys, (const T*)values, *a, b->tables, b->width, b->table_row,
-                                b->positions, scratch, per_thread, out));
+        BY_CACHE(type, attend<T>(b->m, q, ldq, *c, *a, b->tables, b->width, b->table_row, b->positions, scratch,
+                                 per_thread, out));
     });
 }
 
 void isoquant_store(int type, int heads, int dim, const Rows* b, const float* k, int ldk, const float* v, int ldv,
-                    void* keys, void* values) {
+                    const Cache* c) {
     for (int r = 0; r < b->m; r++) {
         const int at = b->positions[r];
         const int64_t block = b->tables[(size_t)b->table_row[r] * b->width + at / BLOCK];
-        BY_TYPE(type, store_kv<T>((T*)keys, (T*)values, heads, dim, k + (size_t)r * ldk, v + (size_t)r * ldv, block,
-                                  at % BLOCK));
+        BY_CACHE(type, store_kv<T>(*c, heads, dim, k + (size_t)r * ldk, v + (size_t)r * ldv, block, at % BLOCK));
     }
 }
 

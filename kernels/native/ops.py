@@ -14,6 +14,7 @@ from kernels.native.matrix import Matrix
 
 BLOCK = 16
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CACHE_CODES = CODES | {torch.int8: 3, torch.float8_e4m3fn: 6}
 MAX_AT_ONCE = 4  # query heads of a group that one pass over a key/value head serves
 
 
@@ -40,13 +41,28 @@ class Rows(Structure):
         return cls(len(positions), tables.shape[1], address(positions), address(table_row), address(tables))
 
 
+class Cache(Structure):
+    """Where the KV blocks of a layer lie, and their scales, null where they have none; see ``Cache`` in cache.h."""
+
+    _fields_ = tuple((n, c_void_p) for n in ("keys", "values", "key_scales", "value_scales"))
+
+    @classmethod
+    def of(cls, keys: torch.Tensor, values: torch.Tensor, *scales: torch.Tensor) -> Cache:
+        """``keys`` [blocks, kv, dim, 16] and ``values`` [blocks, kv, 16, dim] of one type of ``CACHE_CODES``.
+
+        ``scales``: those of keys and of values, fp32 [blocks, kv, 16], where the type has one byte.
+        """
+        return cls(*(t.data_ptr() for t in (keys, values, *scales)))
+
+
 class Layer(Structure):
     """One layer's matrices, norms and KV blocks, and its own heads and width; see ``Layer`` in forward.cpp."""
 
     _fields_ = (
         *((n, c_void_p) for n in ("norm_in", "norm_mlp")),
         *((n, POINTER(Matrix)) for n in ("qkv", "o", "gate_up", "down")),
-        *((n, c_void_p) for n in ("q_norm", "k_norm", "keys", "values")),
+        *((n, c_void_p) for n in ("q_norm", "k_norm")),
+        ("cache", Cache),
         *((n, c_int32) for n in ("qkv_parts", "gate_up_parts", "query", "kv", "mlp", "window", "rotary")),
     )
 
@@ -66,35 +82,25 @@ class Model(Structure):
 
 
 def attend(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: Rows, heads: Heads, scratch: Scratch
+    q: torch.Tensor, dtype: torch.dtype, cache: Cache, rows: Rows, heads: Heads, scratch: Scratch
 ) -> torch.Tensor:
-    """Attention of ``q`` [m, query, dim] (fp32) over paged keys and values; fp32 [m, query * dim].
+    """Attention of ``q`` [m, query, dim] (fp32) over a paged cache of ``dtype``; fp32 [m, query * dim].
 
-    ``keys`` [blocks, kv, dim, 16] and ``values`` [blocks, kv, 16, dim] have one type; a row reads up to its position.
+    A row reads up to its position.
     """
     out = torch.empty(rows.m, heads.query * heads.dim)
     scores, each = scratch.scores(rows.width)
-    library().isoquant_attend(
-        CODES[keys.dtype],
-        pointer(heads),
-        pointer(rows),
-        _at(q),
-        heads.query * heads.dim,
-        _at(keys),
-        _at(values),
-        scores,
-        c_int64(each),
-        _at(out),
-    )
+    given = (pointer(heads), pointer(rows), _at(q), heads.query * heads.dim, pointer(cache))
+    library().isoquant_attend(CACHE_CODES[dtype], *given, scores, c_int64(each), _at(out))
     return out
 
 
-def store(k: torch.Tensor, v: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: Rows) -> None:
+def store(k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype, cache: Cache, rows: Rows) -> None:
     """Write ``k`` and ``v`` [m, kv, dim] (fp32, contiguous) to the blocks and places of their rows."""
     kv, dim = k.shape[1:]
     width = kv * dim
-    args = (pointer(rows), _at(k), width, _at(v), width, _at(keys), _at(values))
-    library().isoquant_store(CODES[keys.dtype], kv, dim, *args)
+    given = (pointer(rows), _at(k), width, _at(v), width, pointer(cache))
+    library().isoquant_store(CACHE_CODES[dtype], kv, dim, *given)
 
 
 class Scratch:
