@@ -1,8 +1,9 @@
 """What compression buys and costs: ``python -m bench.compress [--only CASE] [--quick] [--json]``.
 
 Speed: tokens a second and bytes of Qwen2.5 0.5B with random weights at batch 1, compressed against bf16, in turns in
-one process. Accuracy: the built-in models on the same problems, each compressed one against the one it is compared
-with; every figure carries its 95 % interval. Prepared models are kept in ``$ISOQUANT_HOME`` and found again.
+one process. Cache: the same behind a long context, with keys and values of one byte. Accuracy: the built-in models on
+the same problems, each compressed one against the one it is compared with; every figure carries its 95 % interval.
+Prepared models are kept in ``$ISOQUANT_HOME`` and found again.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from functools import lru_cache
 
 import torch
 
-from bench.native_linear import CONTEXT, in_turns, step_of
+from bench.decoding import blocks_of, in_turns, step_of
 from bench.record import Figure, Report, arguments
 from engine.catalog import resolve
 from engine.models import LoadedModel, ModelHost, load
 from engine.run import execute
-from engine.runtime.blocks import BLOCK
 from engine.runtime.native_runner import NativeRunner
-from spec.choices import Dtype
+from engine.runtime.way import CACHE_TYPES
+from spec.choices import Dtype, KvDtype
 from spec.recipe import parse_recipe
 from spec.run_spec import RunSpec, TaskSpec
 from spec.statistics import wilson
 
 LARGE, LAB, STUDENT = "shape:qwen2.5-0.5b", "lab-m", "lab-xs"
 FAST = {"int8": "int8", "int4": "int4:group=128", "neurons": "prune:structure=neurons,level=0.5"}
+LONG, ROWS = 8192, 8
 BUDGET = "steps=2500,rate=0.003,batch=24"
 TRAINED = f"recover:start=random,{BUDGET}"
 TAUGHT = f"distill:teacher={LAB},start=random,{BUDGET}"
@@ -89,6 +91,24 @@ def speed(quick: bool) -> list[Figure]:
     return figures
 
 
+def cache(quick: bool) -> list[Figure]:
+    """Decoding behind a long context with a KV cache of one byte a number, against one in bf16."""
+    loaded, context = _loaded(""), LONG // 8 if quick else LONG
+    runners = {str(kind or "bf16"): _long_runner(loaded, kind, context) for kind in (None, KvDtype.INT8, KvDtype.FP8)}
+    steps = [step_of(runner, ROWS, context) for runner in runners.values()]
+    seconds = in_turns(steps, 3 if quick else 9, 0.5)
+    rates = dict(zip(runners, (ROWS / s for s in seconds), strict=True))
+    figures = []
+    for name in ("int8", "fp8"):
+        size, whole = (runners[n].block_bytes * blocks_of(ROWS, context) / 1e6 for n in (name, "bf16"))
+        note = f"{ROWS} sequences behind {context} tokens"
+        figures.append(
+            Figure(f"cache_{name}", rates[name], rates["bf16"], rates[name] / rates["bf16"], "tokens/s", note)
+        )
+        figures.append(Figure(f"cache_{name}_bytes", size, whole, whole / size, "MB", f"{size / whole:.3f} of it"))
+    return figures
+
+
 def precision(quick: bool) -> list[Figure]:
     """bf16 against fp32, and quantized against whole."""
     n = _problems(quick)
@@ -125,6 +145,7 @@ def distillation(quick: bool) -> list[Figure]:
 
 CASES: dict[str, Callable[[bool], Sequence[Figure]]] = {
     "speed": speed,
+    "cache": cache,
     "precision": precision,
     "pruning": pruning,
     "distillation": distillation,
@@ -144,9 +165,18 @@ def _loaded(recipe: str) -> LoadedModel:
     return load(resolve(LARGE), torch.device("cpu"), Dtype.BF16, recipe=parse_recipe(recipe))
 
 
+def _long_runner(loaded: LoadedModel, kind: KvDtype | None, context: int) -> NativeRunner:
+    runner = NativeRunner(loaded.model, torch.bfloat16, cache=CACHE_TYPES.get(kind) if kind else None)
+    runner.allocate(blocks_of(ROWS, context))
+    assert runner._kv is not None
+    for tensor in (t for i in range(runner.layers) for t in runner._kv.tensors(i)):
+        tensor.view(torch.uint8).fill_(0x30)  # written memory, and numbers of usual size in all formats
+    return runner
+
+
 def _runner(loaded: LoadedModel) -> NativeRunner:
     runner = NativeRunner(loaded.model, torch.bfloat16, sole=True)
-    runner.allocate(CONTEXT // BLOCK + 1)
+    runner.allocate(blocks_of(1))
     return runner
 
 

@@ -1,57 +1,34 @@
-"""Our C++ products by format, beside PyTorch's packed ones, and decoding by format: ``python -m bench.native_linear``.
+"""Our C++ products by format, beside PyTorch's packed ones: ``python -m bench.native_linear [--quick]``.
 
 Products run at the shapes of a layer of Qwen2.5 0.5B and of its output head, over so many copies of the weight that
 none is found in a cache; formats take turns, so that other work on the machine meets all of them alike. Each time is a
-median, each ratio against our bf16. Decoding runs the whole model with random weights through the native forward pass.
+median, each ratio against our bf16. What formats do for a whole model: ``python -m bench.compress --only speed``.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.record import Figure, Report, arguments
-from engine import random_weights
-from engine.compress.linears import QuantizedEmbedding, QuantizedLinear
-from engine.runtime.batch import Batch
-from engine.runtime.blocks import BLOCK
-from engine.runtime.family import linears_of
-from engine.runtime.native_runner import NativeRunner
-from engine.shapes import SHAPES
+from bench.decoding import in_turns
 from kernels.linear.weight import Kind, QuantizedWeight, codes_of, quantize
 from kernels.native import matrix
 
-SHAPE = SHAPES["qwen2.5-0.5b"]
 LAYER = {"q, o": (896, 896), "k, v": (128, 896), "gate, up": (4864, 896), "down": (896, 4864)}
 HEAD = {"head": (151_936, 896)}
-FORMATS: dict[str, tuple[Kind, int]] = {"int8": (Kind.INT8, -1), "int4": (Kind.INT4, 64), "nf4": (Kind.NF4, 64)}
-GOALS = {"decode_int8_batch_1": 1.4, "decode_int4_batch_1": 1.7}
 CACHE_BYTES = 100_000_000  # of copies, more than any cache holds
-CONTEXT = 64
 
 
 def main() -> None:
-    """Measure, print, append."""
-    parser = arguments(__doc__)
-    parser.add_argument("--only", choices=["products", "decoding"])
-    chosen = parser.parse_args()
-    if chosen.only != "decoding":
-        products(chosen.quick)
-    if chosen.only != "products":
-        report = Report("native_linear", GOALS, quick=chosen.quick, threads=torch.get_num_threads())
-        try:
-            for figure in decoding(chosen.quick):
-                report.add(figure)
-        finally:
-            report.close(as_json=chosen.json)
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, and not the output head")
+    products(parser.parse_args().quick)
 
 
 def products(quick: bool) -> None:
@@ -122,70 +99,6 @@ def _ours(name: str, weight: torch.Tensor | QuantizedWeight, activation: matrix.
 
 def _copies(size_bytes: int) -> int:
     return max(1, min(64, CACHE_BYTES // size_bytes))
-
-
-def decoding(quick: bool) -> list[Figure]:
-    """Tokens a second of each format at batch 1 and 8, against bf16 in turns."""
-    made = {name: _runner(name) for name in ("bf16", *FORMATS)}
-    figures = []
-    for size in (1, 8):
-        seconds = in_turns([step_of(runner, size) for runner in made.values()], 3 if quick else 15, 0.3)
-        rates = dict(zip(made, (size / s for s in seconds), strict=True))
-        figures += [
-            Figure(f"decode_{n}_batch_{size}", r, rates["bf16"], r / rates["bf16"], "tokens/s", made[n].name)
-            for n, r in rates.items()
-        ]
-    return figures
-
-
-def _runner(name: str) -> NativeRunner:
-    config = AutoConfig.for_model(SHAPE.model_type, **SHAPE.config)
-    model = random_weights.fill(
-        lambda: AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval(), torch.device("cpu")
-    )
-    if name in FORMATS:
-        quantize_model(model, *FORMATS[name])
-    runner = NativeRunner(model, torch.bfloat16, sole=True)
-    runner.allocate(8 * (CONTEXT // BLOCK + 1))
-    return runner
-
-
-def quantize_model(model: Any, kind: Kind, group: int) -> None:
-    """Every matrix of a Llama-like model by rounding to nearest; head and embedding become one."""
-    for layer in model.base_model.layers:
-        for parent in (layer.self_attn, layer.mlp):
-            for name, module in list(parent.named_children()):
-                if module in linears_of(layer):
-                    weight = quantize(module.weight.detach(), kind, group=group)
-                    setattr(parent, name, QuantizedLinear.from_weight(weight, module.bias))
-    head = QuantizedLinear.from_weight(quantize(model.get_output_embeddings().weight.detach(), kind, group=group))
-    model.base_model.embed_tokens = QuantizedEmbedding(head.quantized, torch.bfloat16)
-    model.lm_head = head
-
-
-def step_of(runner: NativeRunner, size: int) -> Callable[[], None]:
-    """One decoding step of ``size`` sequences behind CONTEXT tokens each."""
-    width = CONTEXT // BLOCK + 1
-    tables = np.arange(size * width, dtype=np.int32).reshape(size, width)
-    slots = np.arange(size, dtype=np.int32)
-    tokens, positions = np.full(size, 7, dtype=np.int32), np.full(size, CONTEXT, dtype=np.int32)
-    batch = Batch(tokens, positions, slots, tables, slots)
-    return lambda: runner.greedy(batch) and None
-
-
-def in_turns(calls: list[Callable[[], None]], rounds: int, seconds: float) -> list[float]:
-    """The median over ``rounds`` of each call's time, each repeated for about ``seconds`` in a round."""
-    found: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    for _ in range(rounds):
-        for call, times in zip(calls, found, strict=True):
-            count, started = 0, time.perf_counter()
-            while (spent := time.perf_counter() - started) < seconds or not count:
-                call()
-                count += 1
-            times.append(spent / count)
-    return [statistics.median(t) for t in found]
 
 
 if __name__ == "__main__":

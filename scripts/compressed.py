@@ -32,7 +32,7 @@ RECIPES = {
     "mixed, 6 bits": "mixed:size=6,rounding=gptq",
     "nf4": "nf4",
     "int4": "int4:rounding=gptq",
-    "int4, trained": f"qat:{TRAINING}+int4:rounding=gptq",
+    "int4, trained": f"qat:{TRAINING}+int4",
     "3/4 of the neurons": f"prune:structure=neurons,method=activation,level=0.25+recover:{TRAINING}",
     "3/4 of the neurons, int8": f"prune:structure=neurons,method=activation,level=0.25+recover:{TRAINING}+int8",
     "half of the rank": f"lowrank:ratio=0.5+recover:{TRAINING}",
