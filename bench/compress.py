@@ -32,7 +32,7 @@ LONG, ROWS = 8192, 8
 BUDGET = "steps=2500,rate=0.003,batch=24"
 TRAINED = f"recover:start=random,{BUDGET}"
 TAUGHT = f"distill:teacher={LAB},start=random,{BUDGET}"
-PRUNED = "prune:level=0.5"
+LEVELS = (0.5, 0.7)
 GOALS = {
     "int8_batch_1": 1.4,
     "int4_batch_1": 1.7,
@@ -123,15 +123,21 @@ def precision(quick: bool) -> list[Figure]:
 
 
 def pruning(quick: bool) -> list[Figure]:
-    """Wanda against magnitude, fine-tuned against not, structures against the whole model."""
+    """Wanda against magnitude, both ways of comparing, and fine-tuning: at half, and where there is much to lose."""
     n = _problems(quick)
-    magnitude, whole = score(LAB, PRUNED, n), score(LAB, "", n)
-    found = [_against("wanda_over_magnitude", score(LAB, f"{PRUNED},method=wanda", n), magnitude)]
-    found.append(_against("pruned_over_whole", magnitude, whole))
-    if not quick:
-        recovered = score(LAB, f"{PRUNED},recover=400,rate=0.0005", n)
-        regained = (recovered.share - magnitude.share) / max(1e-9, whole.share - magnitude.share)
-        found.append(_against("recovered_over_pruned", recovered, magnitude, f"{regained:.0%} of the loss regained"))
+    whole, found = score(LAB, "", n), []
+    for level in LEVELS:
+        step, name = f"prune:level={level}", f"{level:.0%}".replace("%", "_percent")
+        magnitude = score(LAB, step, n)
+        found.append(_against(f"pruned_{name}_over_whole", magnitude, whole))
+        for scope in ("output", "layer"):
+            wanda = score(LAB, f"{step},method=wanda,scope={scope}", n)
+            found.append(_against(f"wanda_{scope}_{name}_over_magnitude", wanda, magnitude))
+        if not quick:
+            recovered = score(LAB, f"{step},recover=400,rate=0.0005", n)
+            lost, back = whole.share - magnitude.share, recovered.share - magnitude.share
+            note = f"{back / lost:.0%} of the loss regained" if lost > 0 else "nothing was lost"
+            found.append(_against(f"recovered_{name}_over_pruned", recovered, magnitude, note))
     return found
 
 

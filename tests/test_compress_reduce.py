@@ -49,6 +49,20 @@ def test_all_matrices_together_lose_a_share(method):
 
 
 @pytest.mark.parametrize("method", WEIGHTS)
+@pytest.mark.parametrize("scope", ["auto", "output", "layer"])
+def test_the_scope_says_whether_each_output_or_each_matrix_loses_its_share(method, scope):
+    model = random_model("llama")
+    weak = model.model.layers[1].mlp.up_proj.weight.data[:8]
+    weak *= 0.01
+    done(model, f"prune:method={method},level=0.25,scope={scope}")
+    rows = (model.model.layers[1].mlp.up_proj.weight.data == 0).float().mean(1)
+    assert float(rows.mean()) == pytest.approx(0.25, abs=0.01)
+    by_output = scope == "output" or (scope == "auto" and method == "wanda")
+    assert float(rows[:8].min()) == pytest.approx(0.25 if by_output else 1.0, abs=0.01)
+    assert (float(rows.std()) < 1e-6) == by_output
+
+
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_two_of_each_four_stay(method):
     model = random_model("gpt2")
     done(model, f"prune:structure=2:4,method={method}")

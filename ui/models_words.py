@@ -76,8 +76,9 @@ def _prune(step: Prune) -> str:
     if step.structure is Structure.TWO_OF_FOUR:
         words = "two of each four weights out"
     words += f"{' ' if METHODS[step.method].startswith('by') else ', '}{METHODS[step.method]}"
-    if step.scope is Scope.GLOBAL:
-        words += ", wherever least is lost"
+    words += {Scope.GLOBAL: ", wherever least is lost", Scope.OUTPUT: ", as many of each output"}.get(step.scope, "")
+    if step.scope is Scope.LAYER and step.method is Criterion.WANDA:
+        words += ", as many of each matrix"
     if step.rounds > 1:
         words += f", {step.rounds} rounds"
     return words + (f", {step.recover:,} steps of training" if step.recover else "")

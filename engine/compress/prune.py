@@ -78,7 +78,7 @@ def _recover(work: Work, step: Prune, turn: int) -> None:
 
 
 def _zero(work: Work, step: Prune, share: float) -> None:
-    if step.scope is Scope.GLOBAL:
+    if step.among is Scope.GLOBAL:
         _everywhere(work, step, share)
         return
     total = len(layers_of(work.model))
@@ -121,8 +121,8 @@ def _scores(weight: torch.Tensor, sums: Sums | None) -> torch.Tensor:
 
 
 def _best(scores: torch.Tensor, step: Prune, share: float) -> torch.Tensor:
-    """Which weights stay: Wanda compares those of one output, magnitude those of the whole matrix."""
-    if step.method is Criterion.WANDA:
+    """Which weights stay, of those of each output or of the whole matrix."""
+    if step.among is Scope.OUTPUT:
         count = round(share * scores.shape[1])
         order = scores.argsort(1)
         keep = torch.ones_like(scores, dtype=torch.bool)

@@ -30,7 +30,7 @@ def sizes(model: Any, step: Prune) -> list[int]:
     """
     found = counts(model, step)
     unit = _unit(found, step)
-    if max(found) <= unit or (step.scope is Scope.LAYER and _left(found, step.level, unit) == found):
+    if max(found) <= unit or (step.among is Scope.LAYER and _left(found, step.level, unit) == found):
         raise nothing_goes(step, found)
     return found
 
@@ -87,7 +87,7 @@ def _left(whole: list[int], share: float, unit: int) -> list[int]:
 def _neurons(work: Work, step: Prune, share: float, whole: list[int]) -> None:
     mlps = [_known(mlp_of(layer), "an MLP", step) for layer in layers_of(work.model)]
     scores = _importance(work, step, mlps, lambda m: m.reader, _mlp_magnitude, lambda m: 1)
-    for mlp, kept in zip(mlps, _chosen(scores, share, step.scope, _unit(whole, step), whole), strict=True):
+    for mlp, kept in zip(mlps, _chosen(scores, share, step.among, _unit(whole, step), whole), strict=True):
         for maker in mlp.makers:
             set_matrix(maker, matrix(maker)[kept], None if maker.bias is None else maker.bias.data[kept])
         set_matrix(mlp.reader, matrix(mlp.reader)[:, kept])
@@ -117,7 +117,7 @@ def _heads(work: Work, step: Prune, share: float, whole: list[int]) -> None:
     config = work.model.config
     heads = [_known(heads_of(layer), "attention heads", step) for layer in layers_of(work.model)]
     scores = _importance(work, step, heads, lambda h: h.o, _head_magnitude, lambda h: h.group * h.dim)
-    for one, kept in zip(heads, _chosen(scores, share, step.scope, 1, whole), strict=True):
+    for one, kept in zip(heads, _chosen(scores, share, step.among, 1, whole), strict=True):
         place = torch.arange(one.dim, device=kept.device)
         own = (kept[:, None] * one.dim + place).flatten()
         group = one.group * one.dim

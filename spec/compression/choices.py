@@ -68,8 +68,13 @@ class Criterion(StrEnum):
 
 
 class Scope(StrEnum):
-    """Among what pruning chooses: within each layer, or anywhere in the model."""
+    """Among what pruning chooses: the weights of one output, of one layer (or matrix), or anywhere in the model.
 
+    ``auto``: as the method was published, Wanda among the weights of each output, the others within each layer.
+    """
+
+    AUTO = "auto"
+    OUTPUT = "output"
     LAYER = "layer"
     GLOBAL = "global"
 

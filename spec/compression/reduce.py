@@ -41,7 +41,9 @@ class Prune(Step):
     )
     level: float = parameter(0.5, low=0.0, high=1.0, help="Share that is taken out, up to 0.9.")
     scope: Scope = parameter(
-        Scope.LAYER, help="layer: the same share of each layer; global: the least important anywhere."
+        Scope.AUTO,
+        help="output: the same share of the weights of each output; layer: of each matrix or layer; global: the least "
+        "important anywhere; auto: output for wanda, as it was published, layer for the others.",
     )
     rounds: int = parameter(1, low=1, high=100, help="In how many equal shares it is taken out.")
     recover: int = parameter(
@@ -64,13 +66,25 @@ class Prune(Step):
                 f"{self.structure} are not chosen by {self.method}; choose {' or '.join(allowed)}.",
                 field="compression.prune.method",
             )
-        if self.structure is Structure.TWO_OF_FOUR and (self.level != 0.5 or self.scope is not Scope.LAYER):
+        if self.structure is Structure.TWO_OF_FOUR and (self.level != 0.5 or self.scope is not Scope.AUTO):
             raise SpecError(
-                "2:4 takes out two of each four weights, everywhere: level 0.5, scope layer.",
+                "2:4 takes out two of each four weights, everywhere: level 0.5, scope auto.",
                 field="compression.prune.level",
+            )
+        if self.scope is Scope.OUTPUT and self.structure is not Structure.WEIGHTS:
+            raise SpecError(
+                f"{self.structure} are not chosen among the weights of an output; choose scope layer or global.",
+                field="compression.prune.scope",
             )
         if self.structure is Structure.TWO_OF_FOUR and self.rounds > 1:
             raise SpecError("2:4 is done in one round.", field="compression.prune.rounds")
+
+    @property
+    def among(self) -> Scope:
+        """Among what is chosen, ``auto`` said in full."""
+        if self.scope is not Scope.AUTO:
+            return self.scope
+        return Scope.OUTPUT if self.method is Criterion.WANDA else Scope.LAYER
 
     @property
     def needs_data(self) -> bool:
