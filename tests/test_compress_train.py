@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from engine.compress import train
-from engine.compress.anatomy import layers_of, linears_of, matrix
+from engine.compress.anatomy import is_tied, layers_of, linears_of, matrix
 from engine.compress.distill import _divergence, _Hidden
 from engine.compress.prune import zeros_of
 from engine.compress.steps import carry_out
@@ -306,6 +306,21 @@ def test_it_really_lowers_the_loss_after_rounding(name):
     done(aware, "int4:group=32")
     assert loss_of(aware) < loss_of(plain)
     assert loss_of(aware) < loss_of(plainly_trained) + 0.02
+
+
+@pytest.mark.parametrize("head", ["same", "keep"])
+@pytest.mark.parametrize("name", ["llama", "tied", "lab-xs"])
+def test_scores_in_training_are_those_of_the_model_that_is_made(monkeypatch, name, head):
+    tokens, seen = torch.arange(1, 9)[None], {}
+    monkeypatch.setattr("engine.compress.aware.fine_tune", lambda work, **_: seen.update(at=work.model(tokens).logits))
+    model = lab_model() if name == "lab-xs" else random_model(name)
+    weights = {n: t.clone() for n, t in model.state_dict().items()}
+    carry_out(work_for(model), Aware(head=head))
+    assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())
+    assert is_tied(model) == (name != "llama")
+    done(model, f"int4:head={head}")
+    made = model(tokens).logits
+    assert float((seen["at"] - made).detach().norm() / made.detach().norm()) < 1e-4
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "nf4"])

@@ -126,6 +126,7 @@ def test_a_plus_sign_that_joins_nothing_is_told(text):
         ("qat+recover", "must follow it"),
         ("qat:format=int8+int4", "qat prepares for int8"),
         ("qat:group=32+int4:group=64", "same group"),
+        ("qat+int4:head=keep", "same head"),
         ("qat+int4:ranges=symmetric", "asymmetric"),
         ("calibrate", "changes nothing"),
         ("int8+calibrate", "in front"),

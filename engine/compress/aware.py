@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from engine.compress.anatomy import head_of, layers_of, linears_of, matrix
+from engine.compress.anatomy import head_of, is_tied, layers_of, linears_of, matrix
 from engine.compress.quantize import Format, group_size
 from engine.compress.train import fine_tune, zeros_in
 from engine.compress.work import Work
 from kernels.linear.weight import Kind, nearest, ranges, restored
+from spec.compression.choices import Head
 from spec.compression.train import Aware
 
 
@@ -36,10 +37,14 @@ class _Rounded(nn.Module):
 
 
 def prepare_for(work: Work, step: Aware) -> None:
-    """Fine-tune with the weights rounded as the step after this one will. Raises SpecError where groups do not fit."""
+    """Fine-tune with the weights rounded as the step after this one will. Raises SpecError where groups do not fit.
+
+    An embedding that is tied to the output layer looks up rounded rows too, as it will afterwards.
+    """
     modules: list[Any] = [m for _, m in linears_of(layers_of(work.model))]
     head = head_of(work.model)
-    modules += [head] if head is not None else []
+    if head is not None and step.head is Head.SAME:
+        modules += [head, work.model.get_input_embeddings()] if is_tied(work.model) else [head]
     kind = Kind(step.format)
     widths = {matrix(m).shape[1] for m in modules}
     group = group_size(step.group, widths, "qat") if kind.is_half_byte else -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spec.compression.base import Step, Trained
-from spec.compression.choices import Grouping, Imitation, Ranges, Stage, Start, TrainedFormat
+from spec.compression.choices import Grouping, Head, Imitation, Ranges, Stage, Start, TrainedFormat
 from spec.errors import SpecError
 from spec.parameters import parameter
 from spec.strategies.base import needed
@@ -61,6 +61,9 @@ class Aware(Trained):
 
     format: TrainedFormat = parameter(TrainedFormat.INT4, help="The format that comes after it.")
     group: Grouping = parameter(Grouping.AUTO, help="Weights of a row that share a scale, as in the step after it.")
+    head: Head = parameter(
+        Head.SAME, help="Whether the output layer, and the embedding tied to it, are rounded, as in the step after it."
+    )
 
     def check_follower(self, after: Step) -> None:
         """Raise SpecError unless ``after`` is the quantization that this step prepares for."""
@@ -71,6 +74,11 @@ class Aware(Trained):
         if getattr(after, "group", self.group) != self.group:
             raise SpecError(
                 f"qat prepares for groups of {self.group}, and {after} has others; give both the same group.",
+                field="compression",
+            )
+        if getattr(after, "head", self.head) != self.head:
+            raise SpecError(
+                f"qat prepares with head={self.head}, and {after} has another; give both the same head.",
                 field="compression",
             )
         if getattr(after, "ranges", Ranges.ASYMMETRIC) is not Ranges.ASYMMETRIC:
