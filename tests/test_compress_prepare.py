@@ -16,11 +16,13 @@ from engine.artifacts import RECORD, WEIGHTS
 from engine.catalog import resolve
 from engine.compress import prepare as preparing
 from engine.compress import saving, texts, train
-from engine.compress.anatomy import layers_of
+from engine.compress.anatomy import layers_of, matrix
 from engine.compress.linears import QuantizedLinear
 from engine.compress.loading import prepared, read_artifact
 from engine.compress.prepare import prepare
+from engine.compress.quantize import put_head
 from engine.models import load
+from kernels.linear.weight import Kind, quantize
 from spec.choices import Dtype
 from spec.errors import Cancelled, DoesNotFitError, InputError, ModelError, SpecError
 from spec.recipe import Recipe, parse_recipe
@@ -94,6 +96,35 @@ def test_other_architectures_are_read_back_too(tmp_path, name):
     assert torch.isfinite(scores(back)).all()
     assert any(isinstance(m, QuantizedLinear) for m in back.modules())
     assert ("untouched" in found.facts) == (name == "mixtral")
+
+
+@pytest.mark.parametrize("recipe", ["prune:structure=neurons,level=0.5", "prune:structure=neurons,level=0.5+int8"])
+def test_matrices_that_are_kept_transposed_are_read_back_smaller(tmp_path, recipe):
+    name = str(folder_of(random_model("gpt2"), tmp_path / "model"))
+    back, _ = read_artifact(made(name, recipe), CPU, Dtype.FP32)
+    assert torch.isfinite(scores(back)).all()
+    assert {tuple(m.mlp.c_proj(torch.ones(1, 128)).shape) for m in layers_of(back)} == {(1, 64)}
+
+
+@pytest.mark.parametrize("recipe", ["int8", "fp8", FEW + "int8-static"])
+def test_an_embedding_that_scales_its_rows_still_does(tmp_path, recipe):
+    model = random_model("gemma3")
+    name = str(folder_of(model, tmp_path / "model"))
+    back, _ = read_artifact(made(name, recipe), CPU, Dtype.FP32)
+    whole = scores(model)
+    assert float((scores(back) - whole).norm() / whole.norm()) < 0.08
+
+
+def test_an_embedding_that_does_more_is_left_alone_or_refused(tmp_path, monkeypatch):
+    class Odd(torch.nn.Embedding):
+        def forward(self, tokens):
+            return super().forward(tokens) + 1
+
+    model = random_model("tied")
+    model.get_input_embeddings().__class__ = Odd
+    head = QuantizedLinear.from_weight(quantize(matrix(model.lm_head), Kind.INT8), None)
+    with pytest.raises(SpecError, match="choose head=keep"):
+        put_head(model, head)
 
 
 def test_three_of_four_heads_fit_a_config(tmp_path):

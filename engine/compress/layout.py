@@ -37,7 +37,8 @@ def describe(model: Any) -> Layout:
             found[name] = {"type": "lowrank", "bias": module.bias is not None} | sides
         elif is_linear(module) and sizes.get(name) != matrix(module).shape:
             n, k = matrix(module).shape
-            found[name] = {"type": "linear", "in": k, "out": n, "bias": module.bias is not None}
+            kind = "conv1d" if isinstance(module, Conv1D) else "linear"
+            found[name] = {"type": kind, "in": k, "out": n, "bias": module.bias is not None}
     return found
 
 
@@ -51,7 +52,7 @@ def _quantized(module: QuantizedLinear | QuantizedEmbedding) -> dict[str, Any]:
         "in": weight.shape[1],
     }
     if isinstance(module, QuantizedEmbedding):
-        return {"type": "embedding"} | facts
+        return {"type": "embedding"} | facts | ({} if module.factor == 1.0 else {"factor": module.factor})
     return {"type": "quantized"} | facts | {"activation": module.activation, "bias": module.bias is not None}
 
 
@@ -101,7 +102,7 @@ def _check_facts(name: str, facts: dict[str, Any]) -> None:
     sides = [facts.get(side) for side in ("in", "out", *(["rank"] if facts.get("type") == "lowrank" else []))]
     if not all(isinstance(s, int) and not isinstance(s, bool) and 0 < s < 1 << 31 for s in sides):
         raise ValueError(f"{name[:80]} has the sides {sides}")
-    if facts.get("type") not in ("lowrank", "linear", "quantized", "embedding"):
+    if facts.get("type") not in ("lowrank", "linear", "conv1d", "quantized", "embedding"):
         raise ValueError(f"{name[:80]} is of no known type")
     if facts["type"] in ("quantized", "embedding"):
         kind, group = Kind(facts["kind"]), facts["group"]
@@ -109,6 +110,8 @@ def _check_facts(name: str, facts: dict[str, Any]) -> None:
             raise ValueError(f"{name[:80]} has groups of {str(group)[:20]}")
         if facts.get("activation") not in (None, "dynamic", "static") or (facts["zeros"] and kind != Kind.INT4):
             raise ValueError(f"{name[:80]} has activations or zero points that there are not")
+        if not 0 < float(facts.get("factor", 1.0)) < float("inf"):
+            raise ValueError(f"{name[:80]} has rows times {str(facts['factor'])[:20]}")
 
 
 def build(config: dict[str, Any], layout: Layout, dtype: torch.dtype, attention: str | None = None) -> Any:
@@ -163,9 +166,11 @@ def _module(facts: dict[str, Any], dtype: torch.dtype) -> nn.Module:
         return LowRankLinear(first, nn.Linear(rank, n, bias=bool(facts["bias"]), dtype=dtype))
     if facts["type"] == "linear":
         return nn.Linear(k, n, bias=bool(facts["bias"]), dtype=dtype)
+    if facts["type"] == "conv1d":
+        return Conv1D(n, k).to(dtype)
     weight = _empty(Kind(facts["kind"]), n, k, int(facts["group"]), bool(facts["zeros"]))
     if facts["type"] == "embedding":
-        return QuantizedEmbedding(weight, dtype)
+        return QuantizedEmbedding(weight, dtype, float(facts.get("factor", 1.0)))
     bias = torch.empty(n, dtype=dtype) if facts["bias"] else None
     scale = torch.ones(()) if facts["activation"] == "static" else None
     return QuantizedLinear.from_weight(weight, bias, facts["activation"], scale)

@@ -238,11 +238,13 @@ class QuantizedEmbedding(Quantized):
     """Rows of a quantized weight [vocabulary, width], as numbers of ``dtype``.
 
     Tied to an output head by sharing its buffers: ``QuantizedEmbedding(head.quantized, dtype)``. Moving modules to
-    another device gives each its own; ``tie`` makes them one again.
+    another device gives each its own; ``tie`` makes them one again. ``factor``: what rows are multiplied by as they are
+    looked up (Gemma's ``embed_scale``), rounded to ``dtype`` first, as such models do.
     """
 
-    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, factor: float = 1.0) -> None:
         super().__init__(weight)
+        self.factor = float(torch.tensor(factor, dtype=dtype, device="cpu"))
         self.num_embeddings, self.embedding_dim = weight.shape
         self.dtype = dtype
 
@@ -264,4 +266,5 @@ class QuantizedEmbedding(Quantized):
         view = self.codes.view(torch.uint8)[chosen].view(self.codes.dtype)
         zeros = None if self.zeros is None else self.zeros[chosen]
         some = QuantizedWeight(self.kind, view, self.scales[chosen], zeros, self.group, (len(chosen), self.shape[1]))
-        return dequantize(some, self.dtype).view(*tokens.shape, self.embedding_dim)
+        rows = dequantize(some, self.dtype).view(*tokens.shape, self.embedding_dim)
+        return rows if self.factor == 1.0 else rows * self.factor

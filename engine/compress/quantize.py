@@ -160,11 +160,29 @@ def _quantize_head(work: Work, wanted: Format, step: Quantize, rounding: Roundin
 
 
 def put_head(model: Any, output: QuantizedLinear) -> None:
-    """Give a model a quantized output layer; an embedding that was tied to it reads the same codes."""
+    """Give a model a quantized output layer; an embedding that was tied to it reads the same codes.
+
+    Raises SpecError for a tied embedding that does something unknown to its rows.
+    """
     if is_tied(model):
         embedding = model.get_input_embeddings()
-        model.set_input_embeddings(QuantizedEmbedding(output.quantized, embedding.weight.dtype))
+        factor = _factor_of(embedding)
+        model.set_input_embeddings(QuantizedEmbedding(output.quantized, embedding.weight.dtype, factor))
     model.set_output_embeddings(output)
+
+
+@torch.no_grad()
+def _factor_of(embedding: Any) -> float:
+    """What a model multiplies the rows that it looks up by; SpecError where it does anything else to them."""
+    factor, weight = float(getattr(embedding, "embed_scale", 1.0)), embedding.weight
+    rows = torch.arange(min(8, len(weight)), device=weight.device)
+    if not torch.equal(embedding(rows), weight[rows] * torch.tensor(factor).to(weight)):
+        raise SpecError(
+            "The embedding of this model, which is tied to its output layer, does more than look up rows; choose "
+            "head=keep, which leaves both as they are.",
+            field="compression",
+        )
+    return factor
 
 
 def made(
