@@ -31,12 +31,14 @@ class Answered:
 class Client:
     """Talks to one server over any number of connections. The key comes from the environment and is kept nowhere else.
 
-    ``again``: faults that were put right by another try, by kind.
+    ``again``: faults that were put right by another try, by kind. ``counted``: whether this server is known to count
+    the tokens of each answer, so that one without a count was cut.
     """
 
     def __init__(self, address: str, silence_s: float = SILENCE_S) -> None:
         self.address = address
         self.again: Counter[Kind] = Counter()
+        self.counted = False
         self._silence_s = silence_s
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -49,7 +51,7 @@ class Client:
 
     def connect(self) -> Connection:
         """A connection of its own for one thread."""
-        connection = Connection(self.address, os.environ.get(KEY) or None, self._silence_s)
+        connection = Connection(self.address, os.environ.get(KEY, "").strip() or None, self._silence_s)
         with self._lock:
             self._open.add(connection)
         if self.is_over:
@@ -81,7 +83,7 @@ class Client:
         self, connection: Connection, path: str, body: dict[str, Any], arrived: Callable[[int], None]
     ) -> Answered:
         """The answer to one request. ``arrived`` hears how many tokens came, as they come. Raises Fault."""
-        return self._patiently(lambda: _once(connection, path, body, arrived))
+        return self._patiently(lambda: _once(connection, path, body, arrived, self.counted))
 
     def _patiently(self, ask: Callable[[], Found], final: Kind | None = None) -> Found:
         tries: Counter[Kind] = Counter()
@@ -99,13 +101,15 @@ class Client:
                 self._over.wait(fault.pause_s(before))
 
 
-def _once(connection: Connection, path: str, body: dict[str, Any], arrived: Callable[[int], None]) -> Answered:
-    reply = Reply()
+def _once(
+    connection: Connection, path: str, body: dict[str, Any], arrived: Callable[[int], None], counted: bool
+) -> Answered:
+    reply = Reply(hide=connection.without_key)
     sent_s = now()
     for at_s, line in connection.stream(path, body):
         if brought := reply.take(at_s, line):
             arrived(brought)
-    reply.check_complete()
+    reply.check_complete(body["max_tokens"], counted)
     return Answered(reply, sent_s)
 
 

@@ -47,9 +47,8 @@ class Connection:
         try:
             return json.loads(text)
         except ValueError:
-            raise Fault(
-                Kind.BROKEN, f"answered {shorten(text[:60].decode(errors='replace'))}, which is no JSON"
-            ) from None
+            shown = self.without_key(text[:MAX_ERROR_BYTES].decode(errors="replace"))[:60]
+            raise Fault(Kind.BROKEN, f"answered {shorten(shown)}, which is no JSON") from None
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
         """Lines of the answer to a POST, each with the instant it was here. Raises Fault.
@@ -100,6 +99,10 @@ class Connection:
     def _send(self, method: str, path: str, data: bytes | None) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
         if self._key:
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise Fault(
+                    Kind.DENIED, "was not asked, for the key in OPENAI_API_KEY holds characters that no key has"
+                )
             headers["Authorization"] = f"Bearer {self._key}"
         if self._http.sock is None:
             try:
@@ -120,7 +123,7 @@ class Connection:
         status = response.status
         said = self._message(response.read(MAX_ERROR_BYTES))
         if 300 <= status < 400:
-            target = self._without_key(response.getheader("Location") or "")
+            target = self.without_key(response.getheader("Location") or "")
             return Fault(Kind.MOVED, f"sends on to {shorten(target)}, which is not followed")
         if status in (401, 403):
             return Fault(Kind.DENIED, f"denies access ({status}: {said})")
@@ -143,9 +146,10 @@ class Connection:
                 text = (
                     str(found.get("message") or found.get("detail") or found) if isinstance(found, dict) else str(found)
                 )
-        return shorten(self._without_key(" ".join(text.split())), 300)
+        return shorten(self.without_key(" ".join(text.split())), 300)
 
-    def _without_key(self, text: str) -> str:
+    def without_key(self, text: str) -> str:
+        """What a server said, without the key, which some repeat; to be asked before a text is cut."""
         return text.replace(self._key, "(key)") if self._key else text
 
     @contextlib.contextmanager

@@ -53,6 +53,8 @@ def _connect(client: Client, spec: RunSpec, stop: tuple[str, ...]) -> Server:
         raise fault.error(client.address) from None
     finally:
         client.disconnect(connection)
+    counts = all(r.completion_tokens is not None and r.prompt_tokens is not None for r in replies)
+    client.counted = counts
     by_name: dict[str | None, str] = dict(zip([None, *spec.strategy.models], ids, strict=True))
     return Server(
         client,
@@ -60,7 +62,7 @@ def _connect(client: Client, spec: RunSpec, stop: tuple[str, ...]) -> Server:
         by_name,
         {i: told[i] for i in ids if i in told},
         notes,
-        counts=all(r.completion_tokens is not None and r.prompt_tokens is not None for r in replies),
+        counts=counts,
         counts_cached=all(r.cached_tokens is not None for r in replies),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ class Reply:
         logprobs: in nats, of each token; empty where none were given.
         prompt_tokens, completion_tokens, cached_tokens: as the server counts; None where it does not say.
         streamed: whether it came piece by piece.
+        hide: takes out of a text what no message may show.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Reply:
     cached_tokens: int | None = None
     streamed: bool = True
     ended: bool = False
+    hide: Callable[[str], str] = str
 
     @property
     def text(self) -> str:
@@ -68,18 +71,23 @@ class Reply:
                 raise TypeError
             return self._event(at_s, event)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-            shown = shorten(data[:60].decode(errors="replace"))
-            raise Fault(Kind.BROKEN, f"sent {shown}, which is no event of the OpenAI API") from None
+            shown = self.hide(data.decode(errors="replace"))[:60]
+            raise Fault(Kind.BROKEN, f"sent {shorten(shown)}, which is no event of the OpenAI API") from None
 
-    def check_complete(self) -> None:
-        """Raise Fault where the answer has no end."""
-        if self.finish is None or self.finish in ("abort", "error"):
+    def check_complete(self, limit: int, counted: bool) -> None:
+        """Raise Fault where the answer has no end, or no count though the server counts, or an impossible one.
+
+        ``limit``: how many tokens were asked for; the end of a text may be one more, and thoughts be counted twice.
+        """
+        if self.finish is None or self.finish in ("abort", "error") or (counted and self.completion_tokens is None):
             raise Fault(Kind.BROKEN, "broke off its answer")
+        if (self.completion_tokens or 0) > 2 * limit + 16:
+            raise Fault(Kind.BROKEN, f"counts {self.completion_tokens:,} tokens where at most {limit:,} were asked for")
 
     def _event(self, at_s: float, event: dict[str, Any]) -> int:
         if error := event.get("error"):
             words = error.get("message", error) if isinstance(error, dict) else error
-            raise Fault(Kind.FAILING, f"failed while it answered ({shorten(str(words), 300)})")
+            raise Fault(Kind.FAILING, f"failed while it answered ({shorten(self.hide(str(words)), 300)})")
         before = self.completion_tokens
         self._usage(event.get("usage") or {})
         choices = event.get("choices")
