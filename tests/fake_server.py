@@ -37,6 +37,8 @@ class Break:
 class Garbage:
     """An event that is no JSON."""
 
+    text: str = '{"choices": [{"te'
+
 
 @dataclass
 class Hang:
@@ -48,6 +50,18 @@ class Hang:
 @dataclass
 class MidError:
     """An error as an event, as vLLM sends it."""
+
+    message: str = "out of memory"
+
+
+@dataclass
+class Uncounted:
+    """The connection ends, as if all had come, behind the text's end and before the count of its tokens."""
+
+
+@dataclass
+class Miscounted:
+    """A count that cannot be."""
 
 
 @dataclass
@@ -172,13 +186,18 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                     self.close_connection = True
                     return self.connection.close() if isinstance(fault, Break) else None
                 if isinstance(fault, Garbage) and i == 1:
-                    event = '{"choices": [{"te'
+                    event = fault.text
                 if isinstance(fault, MidError) and i == 1:
-                    event = '{"error": {"message": "out of memory"}}'
+                    event = json.dumps({"error": {"message": fault.message}})
+                if isinstance(fault, Uncounted) and '"usage"' in event:
+                    break
+                if isinstance(fault, Miscounted):
+                    event = event.replace('"completion_tokens": ', '"completion_tokens": 99')
                 self._event(event)
                 if server.delay_s:
                     time.sleep(server.delay_s)
-            self._event("[DONE]")
+            if not isinstance(fault, Uncounted):
+                self._event("[DONE]")
             self.wfile.write(b"0\r\n\r\n")
 
         def _events(self, body, text, chat):

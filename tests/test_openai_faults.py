@@ -12,7 +12,7 @@ from engine.server.client import Client
 from spec.errors import Cancelled, IsoquantError, ServerError, SpecError
 from spec.results import Answered
 from spec.run_spec import RunSpec, Runtime, TaskSpec
-from tests.fake_server import Break, FakeServer, Garbage, Hang, MidError, Status, Text
+from tests.fake_server import Break, FakeServer, Garbage, Hang, MidError, Miscounted, Status, Text, Uncounted
 
 
 @pytest.fixture
@@ -46,6 +46,8 @@ def run(server, on_event=lambda e: None, **more):
         (Break(after=2), "broke off its answer"),
         (Garbage(), "broke off its answer"),
         (MidError(), "failed"),
+        (Uncounted(), "broke off its answer"),
+        (Miscounted(), "broke off its answer"),
     ],
 )
 def test_what_may_pass_is_put_again_and_counted(server, fault, words):
@@ -133,6 +135,30 @@ def test_a_list_of_models_that_is_none(server, monkeypatch, listing, words):
     with pytest.raises(ServerError, match=words) as caught:
         run(server)
     assert "sk-secret" not in str(caught.value)
+    assert not server.bodies
+
+
+@pytest.mark.parametrize("fault", [MidError("no such key sk-secret, nor " + "x" * 400), Garbage('"sk-secret')])
+def test_no_event_that_goes_wrong_shows_the_key(server, monkeypatch, fault):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server.always = fault
+    with pytest.raises(ServerError, match=r"\(key\)") as caught:
+        run(server)
+    assert "sk-" not in str(caught.value)
+
+
+def test_white_space_around_the_key_is_no_part_of_it(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\r\n")
+    run(server, limit=1)
+    assert {h["Authorization"] for h in server.headers} == {"Bearer sk-secret"}
+
+
+@pytest.mark.parametrize("key", ["sk-\nsecret", "sk-s\u00e9cret", "sk-\x7fsecret"])
+def test_a_key_that_no_header_can_hold_is_said_and_not_shown(server, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ServerError, match="OPENAI_API_KEY holds characters that no key has") as caught:
+        run(server)
+    assert "cret" not in str(caught.value)
     assert not server.bodies
 
 
