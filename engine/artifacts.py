@@ -1,8 +1,8 @@
 """Compressed models that were prepared before: what names one, where it lies, what its record says. No torch.
 
 A folder ``artifacts/<id>`` of the user's data folder holds ``artifact.json``, ``config.json``, ``model.safetensors``
-and the tokenizer's files. The id follows from the parent's weights, the recipe, and the texts and teachers that it
-names, so a parent that changed has other artifacts, and an artifact that is there is never written again.
+and the tokenizer's files. The id follows from the parent's weights and tokens, the recipe, and the texts and teachers
+that it names, so a parent that changed has other artifacts, and an artifact that is there is never written again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.catalog import ModelRef, resolve
-from engine.fingerprints import fingerprint
+from engine.fingerprints import fingerprint, tokenizer_fingerprint
 from spec.choices import Dtype
 from spec.errors import IsoquantError, ModelError, SpecError, shorten, shorten_path
 from spec.paths import home
 from spec.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "artifact.json"
 WEIGHTS = "model.safetensors"
 _CHUNK = 1 << 22
@@ -52,7 +52,7 @@ class Artifact:
         bytes: of its weights; ``parent_bytes``: of the model's.
         seconds: that the last step took.
         errors: figures against the model; ``facts``: what the last step wrote down.
-        layout: modules that differ from what the config builds; ``sha256`` of the weights file.
+        layout: modules that differ from what the config builds; ``sha256`` of each of its files, but for this record.
     """
 
     id: str
@@ -71,7 +71,7 @@ class Artifact:
     errors: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, Any] = field(default_factory=dict)
-    sha256: str = ""
+    sha256: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the folder."""
@@ -90,6 +90,7 @@ def identity(ref: ModelRef, recipe: Recipe, data_hash: Callable[[Any], str]) -> 
     names = {
         "format": FORMAT,
         "parent": fingerprint(ref),
+        "tokens": tokenizer_fingerprint(ref.path) if ref.path else None,
         "recipe": recipe.to_list(),
         "data": data_hash(recipe.data) if recipe.needs_data else None,
         "teachers": [fingerprint(resolve(name)) for step in recipe.work for name in step.models],
@@ -118,15 +119,17 @@ def all_artifacts() -> tuple[list[Artifact], list[str]]:
     return sorted(found, key=lambda a: a.created), damaged
 
 
-def check_weights(artifact: Artifact) -> None:
-    """Raise ModelError unless the weights are those that were written."""
-    file = artifact.path / WEIGHTS
-    try:
-        whole = sha256(file) == artifact.sha256
-    except OSError as error:
-        raise damaged(artifact.path, error.strerror or "unreadable") from None
-    if not whole:
-        raise damaged(artifact.path, f"{WEIGHTS} has other contents than were written")
+def check_files(artifact: Artifact) -> None:
+    """Raise ModelError unless the files are those that were written."""
+    if WEIGHTS not in artifact.sha256 or any(Path(name).name != name for name in artifact.sha256):
+        raise damaged(artifact.path, f"{RECORD} names other files than were written")
+    for name, expected in artifact.sha256.items():
+        try:
+            whole = sha256(artifact.path / name) == expected
+        except OSError as error:
+            raise damaged(artifact.path, f"{name}: {error.strerror or 'unreadable'}") from None
+        if not whole:
+            raise damaged(artifact.path, f"{name} has other contents than were written")
 
 
 def sha256(file: Path) -> str:

@@ -6,21 +6,37 @@ import hashlib
 from pathlib import Path
 
 from engine.catalog import ModelRef
-from engine.folders import HEAD_FILE, weight_files
+from engine.folders import HEAD_FILE, tokenizer_files, weight_files
 
-_SAMPLED = 1 << 20
+_WHOLE = 1 << 26  # bytes up to which a file is read whole
+_END, _PIECE, _EVERY = 1 << 20, 1 << 12, 1 << 20
 
 
 def fingerprint(ref: ModelRef) -> str:
-    """16 hex digits of config and weights: whole small files, the head and the tail of large ones; a shape's config."""
+    """16 hex digits of config and weights; a shape's config.
+
+    Files above 64 MiB are not read whole: a MiB of head and tail, and 4 KiB of each MiB between them.
+    """
     digest = hashlib.sha256(repr(sorted(ref.config.items(), key=str)).encode())
     for file in _tensor_files(ref.path) if ref.path else []:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_SAMPLED if size > 64 * _SAMPLED else size))
-            stream.seek(max(0, size - _SAMPLED))
-            digest.update(stream.read())
+        with file.open("rb", buffering=0) as stream:
+            if size <= _WHOLE:
+                digest.update(stream.read())
+                continue
+            for at in (*range(0, _END, _PIECE), *range(_END, size - _END, _EVERY), *range(size - _END, size, _PIECE)):
+                stream.seek(at)
+                digest.update(stream.read(_PIECE))
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_fingerprint(path: Path) -> str:
+    """16 hex digits of what a model's folder says of its tokens, and of where texts end."""
+    digest = hashlib.sha256()
+    for file in tokenizer_files(path):
+        data = file.read_bytes()
+        digest.update(f"{file.name}:{len(data)}:".encode() + data)
     return digest.hexdigest()[:16]
 
 

@@ -13,6 +13,8 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 HEAD_FILE = "head.safetensors"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json", "*.jinja",
+                   "generation_config.json")  # fmt: skip
 
 
 def check_folder(path: Path) -> None:
@@ -49,6 +51,11 @@ def weight_files(path: Path) -> list[Path]:
     if any(n.endswith(".gguf") for n in names):
         raise ModelError(f"{shorten_path(path)} holds GGUF weights; give the model's safetensors folder instead.")
     raise ModelError(f"{shorten_path(path)} holds no weights; a model folder needs {SINGLE} or {INDEX}.")
+
+
+def tokenizer_files(path: Path) -> list[Path]:
+    """What a folder says of tokens, and of where texts end, by name."""
+    return sorted({f for pattern in TOKENIZER_FILES for f in path.glob(pattern) if f.is_file()})
 
 
 def _indexed(path: Path) -> list[Path]:

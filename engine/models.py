@@ -22,6 +22,7 @@ from engine.measure.flops import ModelShape, model_shape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
 from engine.random_weights import fill
+from engine.recipes import identity
 from engine.sizes import ModelSizes, context_of
 from engine.tokenizers import SyntheticTokenizer, Tokenizer, load_tokenizer
 from spec.choices import Attention, Backend, Dtype
@@ -99,7 +100,7 @@ class ModelHost:
         dtype = pick_dtype(spec.precision.weights, ref.dtype, device)
         attention = spec.runtime.attention
         key = ("model", ref.name, str(ref.path), str(device), dtype, _implementation(attention), files_state(ref))
-        key = (*key, str(spec.compression))
+        key = (*key, identity(ref, spec.compression) if spec.compression and ref.path else str(spec.compression))
         loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, attention, spec.compression))
         return loaded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 from engine import artifacts
 from engine.artifacts import Artifact
@@ -14,7 +15,7 @@ from spec.recipe import Calibrate, Prune, Recipe
 from spec.run_spec import TaskSpec
 from tasks import lab_words
 from tasks.files import read_text
-from tasks.registry import load_task
+from tasks.registry import TASKS, load_task
 
 
 def check_recipe(ref: ModelRef, recipe: Recipe) -> None:
@@ -73,7 +74,8 @@ def data_hash(data: Calibrate) -> str:
     kind, _, path = data.data.partition(":")
     if kind == "text":
         return hashlib.sha256(read_text(path).encode()).hexdigest()[:16]
-    return str(load_task(task_of(data)).content_hash())[:16]
+    texts = [[p.question, p.answer, p.solution] for p in load_task(task_of(data)).problems()]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def check_data(data: Calibrate) -> None:
@@ -83,6 +85,26 @@ def check_data(data: Calibrate) -> None:
         read_text(path)
     elif kind != "auto":
         load_task(task_of(data))
+
+
+def check_apart(recipe: Recipe, task: TaskSpec) -> None:
+    """Raise SpecError where the texts that a recipe looks at hold a question that the run is to ask."""
+    data = recipe.data
+    kind, _, path = data.data.partition(":")
+    if not recipe.needs_data or kind == "auto" or TASKS[task.kind].default_max_new_tokens is None:
+        return
+    asked = {p.question for p in load_task(task).problems() if p.question.strip()}
+    if kind == "text":
+        text = read_text(path)
+        known = sum(question in text for question in asked)
+    else:
+        known = len(asked & {p.question for p in load_task(task_of(data)).problems()})
+    if known:
+        raise SpecError(
+            f"{known:,} of the questions that this run asks stand in {data.data}, which the recipe looks at: what was "
+            "seen before proves nothing. Choose other texts, or another split.",
+            field="compression.calibrate.data",
+        )
 
 
 def task_of(data: Calibrate) -> TaskSpec:

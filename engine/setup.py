@@ -16,6 +16,7 @@ from engine.measure.sensors import energy_meter
 from engine.measure.summary import RunRecord
 from engine.models import LoadedModel, ModelHost
 from engine.onnx.loading import get_onnx
+from engine.recipes import check_apart
 from engine.rewards import RewardModel, get_reward
 from engine.server.pieces import PieceTokenizer
 from engine.server.probe import connect
@@ -205,6 +206,7 @@ def _models(
         loaded = get_onnx(host, spec, cancelled, lambda text: on_event(Phase("load", text)))
         return loaded, {}, None
     if spec.compression:
+        check_apart(spec.compression, spec.task)
         _prepare(spec, on_event, cancelled)
     loaded = host.get(spec)
     others = {}

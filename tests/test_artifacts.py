@@ -32,7 +32,8 @@ def stored(where=ID, **changes):
         "id": where, "path": path, "model": "lab-xs", "kind": "lab", "recipe": parse_recipe("prune+int8"),
         "before": None,
         "parent_fingerprint": "f" * 16, "dtype": "bf16", "parent_bytes": 10, "created": 1.5, "bytes": 5,
-        "sha256": artifacts.sha256(path / WEIGHTS), "layout": {"a": {"type": "linear"}}, "facts": {"kept": [0]},
+        "sha256": {WEIGHTS: artifacts.sha256(path / WEIGHTS)}, "layout": {"a": {"type": "linear"}},
+        "facts": {"kept": [0]},
     }  # fmt: skip
     record = Artifact(**values).to_dict() | changes
     (path / RECORD).write_text(json.dumps({k: v for k, v in record.items() if v != "absent"}))
@@ -45,7 +46,7 @@ def test_a_record_is_read_back_as_it_was_written():
     assert found.id == ID
     assert found.recipe == parse_recipe("prune+int8")
     assert json.loads((found.path / RECORD).read_text()) == found.to_dict()
-    artifacts.check_weights(found)
+    artifacts.check_files(found)
     assert artifacts.all_artifacts() == ([found], [])
 
 
@@ -71,7 +72,7 @@ def test_a_damaged_record_is_told_with_what_to_do(changes):
     assert artifacts.find(ID) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"7", b"[" * 100_000, b'{"format": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"7", b"[" * 100_000, b'{"format": 2}'])
 def test_a_record_that_is_none_is_told(content):
     (stored() / RECORD).write_bytes(content)
     with pytest.raises(ModelError, match=r"damaged \(artifact.json"):
@@ -116,13 +117,23 @@ def test_weights_of_other_contents_are_told():
     path = stored()
     (path / WEIGHTS).write_bytes(b"wights")
     with pytest.raises(ModelError, match="other contents"):
-        artifacts.check_weights(artifacts.find(ID))
+        artifacts.check_files(artifacts.find(ID))
+
+
+@pytest.mark.parametrize(
+    "names", [{}, {"config.json": "0"}, {WEIGHTS: "0", "../other": "0"}, {WEIGHTS: "0", "a/b": "0"}]
+)
+def test_a_record_that_names_other_files_is_told(names):
+    stored(sha256=names)
+    with pytest.raises(ModelError, match="names other files"):
+        artifacts.check_files(artifacts.find(ID))
 
 
 def test_the_id_follows_from_all_that_makes_the_weights(monkeypatch):
     ref = resolve("lab-xs")
 
-    def name(recipe, data="d", prints=None):
+    def name(recipe, data="d", prints=None, tokens="t"):
+        monkeypatch.setattr(artifacts, "tokenizer_fingerprint", lambda path: tokens)
         monkeypatch.setattr(artifacts, "fingerprint", lambda r: (prints or {}).get(r.name, r.name))
         return artifacts.identity(ref, parse_recipe(recipe), lambda _: data)
 
@@ -131,6 +142,7 @@ def test_the_id_follows_from_all_that_makes_the_weights(monkeypatch):
     others = [name("int8:head=keep"), name("int8", prints={"lab-xs": "new"}), name("prune+int8"), name("int8-dynamic")]
     with_data = "calibrate:seed=4+int4:rounding=gptq"
     others += [name(with_data), name(with_data, data="other"), name("int4:rounding=gptq")]
+    others += [name("int8", tokens="u")]
     taught = "distill:teacher=lab-s"
     others += [name(taught), name(taught, prints={"lab-s": "new"})]
     assert len({plain, *others}) == len(others) + 1

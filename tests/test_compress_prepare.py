@@ -21,12 +21,16 @@ from engine.compress.linears import QuantizedLinear
 from engine.compress.loading import prepared, read_artifact
 from engine.compress.prepare import prepare
 from engine.compress.quantize import put_head
-from engine.models import load
+from engine.compress.texts import Texts
+from engine.models import ModelHost, load
+from engine.recipes import check_apart, identity
+from engine.run import execute
 from kernels.linear.weight import Kind, quantize
 from spec.choices import Dtype
 from spec.errors import Cancelled, DoesNotFitError, InputError, ModelError, SpecError
-from spec.recipe import Recipe, parse_recipe
-from tests.compressing import CPU, FEW, LAB, StopAt, folder_of, random_model, same, scores, state_of
+from spec.recipe import Calibrate, Recipe, parse_recipe
+from spec.run_spec import RunSpec, TaskSpec
+from tests.compressing import CPU, FEW, LAB, StopAt, folder_of, random_model, same, scores, state_of, tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -424,11 +428,71 @@ def test_a_damaged_file_of_weights_is_told_by_its_hash(model):
         made(model, "prune:level=0.5+int8")
     file.unlink()
     with pytest.raises(ModelError, match="No such file"):
-        artifacts.check_weights(prune)
+        artifacts.check_files(prune)
     artifacts.remove(found.id)
     again = made(model, "int8")
     assert again.id == found.id
-    artifacts.check_weights(again)
+    config = again.path / "config.json"
+    whole = config.read_text()
+    config.write_text(whole.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5'))
+    assert config.read_text() != whole
+    with pytest.raises(ModelError, match=r"config\.json has other contents"):
+        load(resolve(model), CPU, Dtype.FP32, recipe=parse_recipe("int8"))
+    config.write_text(whole)
+    artifacts.check_files(again)
+
+
+def solved(path, **changes):
+    """A file of solved questions; ``changes`` of the first one."""
+    rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(40)]
+    rows[0] |= changes
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_the_id_follows_from_solutions_and_tokens_too(tmp_path, model):
+    recipe = parse_recipe(f"calibrate:data=gsm8k:{solved(tmp_path / 'q.jsonl')}+prune:method=wanda")
+    before = identity(resolve(model), recipe)
+    solved(tmp_path / "q.jsonl", answer="Nought and nought are nothing.\n#### 0")
+    after = identity(resolve(model), recipe)
+    assert after != before
+    file = Path(model) / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    assert identity(resolve(model), recipe) not in (before, after)
+
+
+def test_a_warm_model_is_not_that_of_other_texts(tmp_path, model):
+    text, host = tmp_path / "t.txt", ModelHost()
+    spec = RunSpec(model, compression=parse_recipe(f"calibrate:data=text:{text},tokens=64+prune:method=wanda"))
+    found = []
+    for words in ("One and two are three, and three and three are six. ", "Nothing comes of nothing, speak again. "):
+        text.write_text(words * 40)
+        prepare(model, spec.compression)
+        found.append(host.get(spec))
+    assert found[0].artifact.id != found[1].artifact.id
+    assert host.get(spec).warm
+
+
+def test_questions_of_the_test_are_not_learned_before(tmp_path):
+    file, text = solved(tmp_path / "q.jsonl"), tmp_path / "t.txt"
+    text.write_text("Before. What is 3 and 3? After. " * 9)
+    task = TaskSpec(f"gsm8k:{file}")
+    for data, words in ((f"gsm8k:{file}", "40 of the questions"), (f"text:{text}", "1 of the questions")):
+        recipe = parse_recipe(f"calibrate:data={data}+recover:steps=2")
+        with pytest.raises(SpecError, match=f"{words} that this run asks"):
+            check_apart(recipe, task)
+        with pytest.raises(SpecError, match=words):
+            execute(RunSpec("lab-xs", compression=recipe, task=task))
+        check_apart(recipe, TaskSpec())
+        check_apart(parse_recipe(f"calibrate:data={data}+int8"), task)  # it looks at no texts
+    check_apart(parse_recipe("recover:steps=2"), TaskSpec())
+
+
+def test_a_text_that_stands_twice_is_not_both_held_out_and_learned(tmp_path):
+    file = tmp_path / "t.txt"
+    file.write_text("One and two are three. Three and two are five! " * 400)
+    found = Texts(Calibrate(data=f"text:{file}", tokens=16), tokenizer(), 256, 727)
+    assert not {t.ids for t in found.held_out} & {t.ids for t in found.measured}
 
 
 def hostile_layouts(layout):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import catalog, devices, models, shapes
+from engine import catalog, devices, fingerprints, models, shapes
 from engine.catalog import resolve
 from engine.devices import available_bytes, pick_device, pick_dtype
 from engine.fingerprints import fingerprint
@@ -175,6 +175,22 @@ def test_the_fingerprint_changes_with_weights_and_config(tmp_path):
     assert fingerprint(a) == fingerprint(b)
     c = resolve(str(make_model(tmp_path / "c", seed=1)))
     assert fingerprint(c) != fingerprint(a)
+
+
+def test_a_change_anywhere_in_a_large_file_changes_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "_WHOLE", 1 << 16)
+    monkeypatch.setattr(fingerprints, "_END", 1 << 13)
+    monkeypatch.setattr(fingerprints, "_EVERY", 1 << 14)
+    ref = resolve(str(make_model(tmp_path / "m", hidden_size=256)))
+    file = ref.path / "model.safetensors"
+    data, before = file.read_bytes(), fingerprint(ref)
+    assert len(data) > 4 * (1 << 16)
+    for share in (0.0, 0.2, 0.5, 0.9, 0.98):
+        at = int(len(data) * share)
+        file.write_bytes(data[:at] + bytes(b ^ 1 for b in data[at : at + (1 << 14)]) + data[at + (1 << 14) :])
+        assert fingerprint(ref) != before, share
+    file.write_bytes(data)
+    assert fingerprint(ref) == before
 
 
 def test_an_attention_the_model_lacks_is_named(tmp_path, monkeypatch):

@@ -132,6 +132,7 @@ class _Step:
             raise
         if "zeros" not in work.facts and any(isinstance(s, Prune) and not s.shrinks for s in self._recipe.work):
             work.facts["zeros"] = zeros_of(work.model)  # of the steps before, as this one leaves them
+        work.facts["computed"] = f"{compute}, {self._device.type}"
         stop_if(self._cancelled)
         self._say("Saving")
         with saving.writing(self._id) as folder:

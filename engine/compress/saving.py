@@ -21,14 +21,11 @@ from engine.artifacts import RECORD, WEIGHTS, Artifact
 from engine.compress.disk import unwritten
 from engine.compress.layout import build, check, describe
 from engine.devices import is_out_of_memory
-from engine.folders import check_folder, read_config
+from engine.folders import check_folder, read_config, tokenizer_files
 from engine.measure.flops import model_shape
 from engine.measure.memory import weights_bytes
 from engine.tokenizers import Tokenizer, load_tokenizer
 from spec.errors import ModelError
-
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json", "*.jinja",
-                   "generation_config.json")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -60,15 +57,14 @@ def write(model: Any, artifact: Artifact, tokenizer_from: Path, dtype: torch.dty
     save_file(_tensors(model, dtype), folder / WEIGHTS)
     config = model.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    for pattern in TOKENIZER_FILES:
-        for file in tokenizer_from.glob(pattern):
-            shutil.copy(file, folder / file.name)
+    for file in tokenizer_files(tokenizer_from):
+        shutil.copy(file, folder / file.name)
     return replace(
         artifact,
         layout=describe(model),
         bytes=_bytes(model, dtype),
         parameters=model_shape(model).parameters,
-        sha256=artifacts.sha256(folder / WEIGHTS),
+        sha256={file.name: artifacts.sha256(file) for file in sorted(folder.iterdir())},
     )
 
 
@@ -81,7 +77,7 @@ def write_record(artifact: Artifact) -> None:
 
 def read(artifact: Artifact, dtype: torch.dtype, attention: str | None = None) -> tuple[Any, Tokenizer]:
     """The model of an artifact, on the processor, and its tokenizer. Raises ModelError where it is damaged."""
-    artifacts.check_weights(artifact)
+    artifacts.check_files(artifact)
     try:
         check_folder(artifact.path)
         config = read_config(artifact.path)

@@ -156,7 +156,7 @@ class _File(_Source):
 
     def __init__(self, data: Calibrate, tokenizer: Tokenizer, longest: int) -> None:
         found = _read(data, tokenizer, longest)
-        texts = [t for t in found if len(t.ids) >= LEAST]
+        texts = list(dict.fromkeys(t for t in found if len(t.ids) >= LEAST))  # once each: none is held out and learned
         self._held_out = texts[::NINTH][:HELD_OUT]
         self._rest = [t for i, t in enumerate(texts) if i % NINTH]
         if len(texts) < 2 or not self._rest:
