@@ -15,12 +15,13 @@ from transformers.utils import logging as hf_logging
 from engine import hub
 from engine.artifacts import Artifact
 from engine.catalog import ModelRef, resolve
-from engine.compress.loading import compress, prepared, read_artifact, simulated_reason
+from engine.compress.loading import check_not_prepared, compress, prepared, read_artifact, simulated_reason
 from engine.devices import check_fits, is_out_of_memory, pick_device, pick_dtype, release, torch_dtype
 from engine.fingerprints import files_state, fingerprint
 from engine.measure.flops import ModelShape, model_shape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
+from engine.progress import UNWATCHED, Watch
 from engine.random_weights import fill
 from engine.recipes import identity
 from engine.sizes import ModelSizes, context_of
@@ -54,6 +55,7 @@ class LoadedModel:
         simulated: why its compressed products have the errors of their format but not its speed; None where they have.
         warm: whether the model was already loaded when it was asked for.
         facts: what a result's environment tells besides, where something other than torch runs the model.
+        compression: what the steps of the recipe wrote down.
     """
 
     name: str
@@ -76,6 +78,7 @@ class LoadedModel:
     simulated: str | None = None
     warm: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    compression: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_meaning(self) -> bool:
@@ -93,7 +96,7 @@ class ModelHost:
         self.keep = keep
         self._loaded: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
-    def get(self, spec: RunSpec) -> LoadedModel:
+    def get(self, spec: RunSpec, watch: Watch = UNWATCHED) -> LoadedModel:
         """The model of a run, loaded if it is not; a compressed one must have been prepared. Errors as ``load``."""
         ref = fetched(spec.model)
         device = pick_device(spec.runtime.device)
@@ -101,7 +104,9 @@ class ModelHost:
         attention = spec.runtime.attention
         key = ("model", ref.name, str(ref.path), str(device), dtype, _implementation(attention), files_state(ref))
         key = (*key, identity(ref, spec.compression) if spec.compression and ref.path else str(spec.compression))
-        loaded: LoadedModel = self.keep_or_load(key, lambda: load(ref, device, dtype, attention, spec.compression))
+        loaded: LoadedModel = self.keep_or_load(
+            key, lambda: load(ref, device, dtype, attention, spec.compression, watch)
+        )
         return loaded
 
     def keep_or_load(self, key: tuple[Any, ...], load: Callable[[], Any]) -> Any:
@@ -158,10 +163,13 @@ def load(
     dtype: Dtype,
     attention: Attention = Attention.AUTO,
     recipe: Recipe = NOT_COMPRESSED,
+    watch: Watch = UNWATCHED,
 ) -> LoadedModel:
     """Load what ``ref`` means onto ``device``, or what ``recipe`` made of it, which must have been prepared.
 
-    Random weights are compressed here. Raises ModelError, SpecError (attention, recipe) and DoesNotFitError.
+    Random weights are compressed here, which tells ``watch`` how far it is and asks it whether to stop.
+
+    Raises ModelError, SpecError (attention, recipe), DoesNotFitError and Cancelled.
     """
     assert ref.sizes is not None
     artifact = prepared(ref, recipe) if recipe and ref.path is not None else None
@@ -169,6 +177,7 @@ def load(
     check_fits(f"The weights of {ref.name} in {recipe or dtype}", needed, device, FITS_ADVICE)
     _import_architecture(ref)
     started = now()
+    facts = {} if artifact is None else artifact.facts
     try:
         if artifact is not None:
             model, tokenizer, unused = *read_artifact(artifact, device, dtype, _implementation(attention)), 0
@@ -176,7 +185,7 @@ def load(
             model, tokenizer, unused = _random(ref, device, dtype, attention)
             if recipe:  # made, not read: no part of the load time
                 begun = now()
-                compress(model, tokenizer, recipe, ref.sizes)
+                facts = compress(model, tokenizer, recipe, ref.sizes, watch)
                 started += now() - begun
         else:
             model, tokenizer, unused = _saved(ref, device, dtype, attention)
@@ -206,6 +215,7 @@ def load(
         recipe=str(recipe),
         artifact=artifact,
         simulated=simulated_reason(model, device),
+        compression=facts,
     )
 
 
@@ -234,6 +244,7 @@ def read_weights(
         raise _explain(shown, attention, error) from None
     lacking = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if lacking:
+        check_not_prepared(folder)
         raise ModelError(
             f"{shown} lacks {len(lacking)} of the weights its config asks for, e.g. {lacking[0]}; save it again."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from engine.measure.time import now
 from spec.errors import Cancelled
@@ -18,6 +19,17 @@ def stop_if(cancelled: Callable[[], bool]) -> None:
     """Raise Cancelled when the user has asked to stop."""
     if cancelled():
         raise Cancelled("The run was cancelled; what it had measured until then is kept.")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Whom long work tells in a sentence how far it is, and whom it asks whether to stop."""
+
+    say: Callable[[str], None]
+    cancelled: Callable[[], bool]
+
+
+UNWATCHED = Watch(lambda words: None, lambda: False)
 
 
 class Reporter:

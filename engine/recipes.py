@@ -11,7 +11,7 @@ from engine.catalog import ModelRef, resolve
 from engine.sizes import first, text_config
 from spec.compression.choices import Grouping, Structure
 from spec.errors import SpecError, shorten_path
-from spec.recipe import Calibrate, Prune, Recipe
+from spec.recipe import Calibrate, Prune, Recipe, Trained
 from spec.run_spec import TaskSpec
 from tasks import lab_words
 from tasks.files import read_text
@@ -28,8 +28,14 @@ def check_recipe(ref: ModelRef, recipe: Recipe) -> None:
     for step in recipe.work:
         for name in step.models:
             resolve(name)
-        if ref.path is None and step.models:
-            raise SpecError("Random weights learn nothing from a teacher; choose a model with weights.", "compression")
+        if ref.path is None and (isinstance(step, Trained) or getattr(step, "recover", 0)):
+            raise SpecError(
+                f"{step.name} trains, and random weights have nothing to lose or to learn; choose a model with "
+                "weights, or leave the training out.",
+                field="compression",
+            )
+        if isinstance(step, Prune) and step.structure is Structure.HEADS:
+            _check_heads(ref)
         if isinstance(step, Prune) and step.structure is Structure.LAYERS:
             _check_layers(ref, step)
     if recipe.needs_data:
@@ -118,6 +124,17 @@ def _check_layers(ref: ModelRef, step: Prune) -> None:
         raise SpecError(
             f"{step.level:g} of {ref.name}'s {count} layers is less than one; choose level {0.5 / count:.2f} or more.",
             field="compression.prune.level",
+        )
+
+
+def _check_heads(ref: ModelRef) -> None:
+    config = text_config(ref.config)
+    heads = first(config, "num_key_value_heads", "num_attention_heads", "n_head")
+    if heads == 1:
+        raise SpecError(
+            f"{ref.name} has one key/value head in each layer, and none can go; choose structure neurons, layers or "
+            "weights.",
+            field="compression.prune.structure",
         )
 
 

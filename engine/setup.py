@@ -16,6 +16,7 @@ from engine.measure.sensors import energy_meter
 from engine.measure.summary import RunRecord
 from engine.models import LoadedModel, ModelHost
 from engine.onnx.loading import get_onnx
+from engine.progress import Watch
 from engine.recipes import check_apart
 from engine.rewards import RewardModel, get_reward
 from engine.server.pieces import PieceTokenizer
@@ -145,7 +146,7 @@ def set_up(
         )
     if zeros := _zeros(loaded):
         setup.note(zeros)
-    if loaded.artifact is not None and (left := loaded.artifact.facts.get("untouched")):
+    if left := loaded.compression.get("untouched"):
         setup.note(f"{sum(left.values()):,} numbers in tensors of another kind than matrices were not compressed.")
     if not loaded.has_meaning:
         setup.note("The weights are random: time, memory, energy and compute are real, accuracy is not available.")
@@ -180,7 +181,7 @@ def _is_widened(spec: RunSpec, loaded: LoadedModel) -> bool:
 
 def _zeros(loaded: LoadedModel) -> str | None:
     """What must be known of weights that are zero and multiplied all the same."""
-    shares = loaded.artifact.facts.get("zeros") if loaded.artifact is not None else None
+    shares = loaded.compression.get("zeros")
     if not shares:
         return None
     mean = sum(shares.values()) / len(shares)
@@ -208,7 +209,7 @@ def _models(
     if spec.compression:
         check_apart(spec.compression, spec.task)
         _prepare(spec, on_event, cancelled)
-    loaded = host.get(spec)
+    loaded = host.get(spec, Watch(lambda words: on_event(Phase("compress", words)), cancelled))
     others = {}
     for name in spec.strategy.models:
         on_event(Phase("load", f"Loading {name}"))

@@ -131,6 +131,15 @@ def test_an_embedding_that_does_more_is_left_alone_or_refused(tmp_path, monkeypa
         put_head(model, head)
 
 
+def test_the_last_state_is_that_of_the_last_layer_whichever_it_was(model):
+    found = made(model, FEW + "prune:structure=layers,method=activation,level=0.67")
+    assert found.facts["kept"] == [0]
+    assert found.errors["layers"] == [pytest.approx(0.0, abs=1e-5)]  # what is left computes what it did
+    assert found.errors["state"] > 0.1
+    whole = made(model, "int8").errors
+    assert whole["state"] == whole["layers"][-1] > 0
+
+
 def test_three_of_four_heads_fit_a_config(tmp_path):
     model = random_model("llama", num_attention_heads=4, num_key_value_heads=4, hidden_size=64)
     found = made(str(folder_of(model, tmp_path / "m")), "prune:structure=heads,level=0.25")

@@ -7,10 +7,11 @@ from engine import artifacts
 from engine.catalog import resolve
 from engine.measure.flops import model_shape
 from engine.models import ModelHost, load
+from engine.recipes import check_recipe
 from engine.run import execute
 from kernels.native import build
 from spec.choices import Dtype
-from spec.errors import Cancelled, SpecError
+from spec.errors import Cancelled, ModelError, SpecError
 from spec.measures import MEASURES, Group
 from spec.recipe import parse_recipe
 from spec.results import Phase
@@ -133,6 +134,45 @@ def test_random_weights_are_compressed_as_they_are_made():
     assert loaded.recipe == "int8"
     assert loaded.weights_bytes < 0.6 * resolve("shape:pythia-410m").sizes.weights_bytes("bf16")
     assert not artifacts.all_artifacts()[0]
+
+
+def test_random_weights_say_how_far_they_are_and_can_be_stopped():
+    spec = RunSpec("shape:pythia-410m", compression=parse_recipe("calibrate:samples=2,tokens=16+int8-static"))
+    said = []
+
+    def stop():
+        return any(p.name == "compress" for p in said)
+
+    with pytest.raises(Cancelled):
+        execute(spec, lambda e: isinstance(e, Phase) and said.append(e), cancelled=stop, task=LetterTask())
+    assert said[-1].name == "compress"
+    assert said[-1].detail
+
+
+@pytest.mark.parametrize("recipe", ["recover", "qat+int4", "prune:recover=3", "distill:teacher=lab-m"])
+def test_random_weights_are_not_trained(recipe):
+    with pytest.raises(SpecError, match="choose a model with weights"):
+        check_recipe(resolve("shape:pythia-410m"), parse_recipe(recipe))
+
+
+def test_zeros_in_random_weights_are_said_too():
+    spec = RunSpec("shape:pythia-410m", compression=parse_recipe("prune:level=0.5"), task=TaskSpec(limit=1))
+    assert any("50% of the weights" in note for note in execute(spec, task=LetterTask()).notes)
+
+
+def test_the_folder_of_a_prepared_model_says_how_it_runs(model):
+    run(model, "int8")
+    (made,), _ = artifacts.all_artifacts()
+    with pytest.raises(
+        ModelError, match=r"is a prepared model, which runs by its recipe: --model .* --recipe \"int8\""
+    ):
+        run(str(made.path))
+
+
+def test_the_only_key_value_head_stays(tmp_path):
+    ref = resolve(str(make_model(tmp_path / "one", num_key_value_heads=1)))
+    with pytest.raises(SpecError, match="one key/value head in each layer, and none can go"):
+        check_recipe(ref, parse_recipe("prune:structure=heads,level=0.5"))
 
 
 def test_a_cancelled_preparation_leaves_no_model(model):

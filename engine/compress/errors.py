@@ -30,7 +30,8 @@ def errors_of(
     Returns:
         ``logit_kl``: mean over tokens of KL(parent || made) in nats; ``top1_agreement``; ``perplexity_parent`` and
         ``perplexity`` per token; ``matrices``: name -> |difference| / |weight| (Frobenius); ``layers``: for each layer
-        |difference| / |state| of the hidden states it gives, in the order of ``made``. None where sizes differ.
+        |difference| / |state| of the hidden states it gives, in the order of ``made``; ``state``: the same of the last
+        layer of each, whichever it was. None where sizes differ.
     """
     states, logits = _States(parent, made, kept), _Logits()
     done = 0
@@ -40,7 +41,8 @@ def errors_of(
         logits.add(batch, *(f.float().cpu() for f in found))
         done += len(batch.ids)
         on_batch(done, len(texts))
-    return logits.figures() | {"layers": states.figures(), "matrices": weight_errors(parent, made, kept)}
+    *layers, last = states.figures()
+    return logits.figures() | {"layers": layers, "state": last, "matrices": weight_errors(parent, made, kept)}
 
 
 def weight_errors(parent: Any, made: Any, kept: Sequence[int]) -> dict[str, float | None]:
@@ -78,10 +80,11 @@ def _distance(before: torch.Tensor, module: nn.Module) -> float | None:
 
 
 class _States:
-    """Differences of hidden states, layer by layer."""
+    """Differences of hidden states, layer by layer, and behind them of what the last layers give."""
 
     def __init__(self, parent: Any, made: Any, kept: Sequence[int]) -> None:
         self._pairs = [(layers_of(parent)[before], layer) for before, layer in zip(kept, layers_of(made), strict=True)]
+        self._pairs.append((layers_of(parent)[-1], layers_of(made)[-1]))
         self._sums = [[0.0, 0.0] for _ in self._pairs]
 
     @contextmanager

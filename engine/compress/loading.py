@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from engine.compress.steps import carry_out
 from engine.compress.texts import Texts
 from engine.compress.work import Work
 from engine.devices import torch_dtype
+from engine.progress import UNWATCHED, Watch
 from engine.recipes import identity
 from engine.sizes import ModelSizes
 from engine.tokenizers import Tokenizer
 from spec.choices import Dtype
-from spec.errors import ModelError, SpecError
+from spec.errors import ModelError, SpecError, shorten_path
 from spec.recipe import Recipe
 
 
@@ -45,13 +47,28 @@ def read_artifact(
     return model, tokenizer
 
 
-def compress(model: Any, tokenizer: Tokenizer, recipe: Recipe, sizes: ModelSizes) -> None:
-    """Do all steps of a recipe to random weights, in place; nothing is kept. Raises SpecError."""
+def check_not_prepared(folder: Path) -> None:
+    """Raise ModelError for the folder of a prepared model, whose modules the recipe alone tells how to build."""
+    found = artifacts.find(folder.name) if folder.parent == artifacts.folder() else None
+    if found is not None:
+        raise ModelError(
+            f"{shorten_path(folder)} is a prepared model, which runs by its recipe: --model {found.model} --recipe "
+            f'"{found.recipe}".'
+        )
+
+
+def compress(
+    model: Any, tokenizer: Tokenizer, recipe: Recipe, sizes: ModelSizes, watch: Watch = UNWATCHED
+) -> dict[str, Any]:
+    """Do all steps of a recipe to random weights, in place; nothing is kept. Returns what the steps wrote down.
+
+    Raises SpecError and Cancelled.
+    """
     if any(step.models for step in recipe.work):
         raise SpecError("Random weights learn nothing from a teacher; choose a model with weights.", "compression")
     saved = next(p.dtype for p in model.parameters() if p.is_floating_point())
     texts = Texts(recipe.data, tokenizer, sizes.context, sizes.vocab)
-    facts = {"kept": list(range(len(layers_of(model))))}
+    facts: dict[str, Any] = {"kept": list(range(len(layers_of(model))))}
     for step in recipe.work:
         carry_out(
             Work(
@@ -59,14 +76,15 @@ def compress(model: Any, tokenizer: Tokenizer, recipe: Recipe, sizes: ModelSizes
                 tokenizer,
                 texts,
                 Checkpoint(),
-                lambda words: None,
-                lambda: False,
+                watch.say,
+                watch.cancelled,
                 facts,
                 lambda name: None,
                 saved.itemsize * 8,
             ),
             step,
         )
+    return facts
 
 
 def simulated_reason(model: Any, device: torch.device) -> str | None:

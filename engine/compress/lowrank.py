@@ -35,6 +35,7 @@ def factorize(work: Work, step: LowRank) -> None:
     for index, layer, sums in walk:
         work.at("Factorizing layer", index + 1, len(layers))
         for name, module in list(linears_of(layer)):
+            work.ask()
             rank = _rank(matrix(module), step.ratio)
             if rank is not None:
                 replace_module(layer, name, _pair(module, rank, sums.get(name)))

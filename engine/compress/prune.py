@@ -72,9 +72,10 @@ def _recover(work: Work, step: Prune, turn: int) -> None:
     done = work.checkpoint.get(f"{tag}-done")
     if done is not None:
         load_weights(work.model, done[0])
+        work.facts.setdefault("loss", {})[tag] = done[1]["curve"]
         return
     fine_tune(work, steps=step.recover, rate=step.rate, batch=step.batch, tag=tag, masks=zeros_in(work.model))
-    work.checkpoint.put(f"{tag}-done", weights_of(work.model))
+    work.checkpoint.put(f"{tag}-done", weights_of(work.model), {"curve": work.facts["loss"][tag]})
 
 
 def _zero(work: Work, step: Prune, share: float) -> None:

@@ -175,6 +175,7 @@ def _step(work: Work, accelerator: Accelerator, loss: Loss, start: int, count: i
     rows = max(1, MICRO_TOKENS // longest)
     total = 0.0
     for at in range(0, count, rows):
+        work.ask()
         part = texts[at : at + rows]
         batch = batch_of(part, work.tokenizer.pad_id).to(work.device)
         with accelerator.autocast():
