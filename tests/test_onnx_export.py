@@ -59,6 +59,9 @@ def exported(tmp_path_factory):
                 patch.setenv("ISOQUANT_HOME", str(tmp_path_factory.mktemp("home")))
                 patch.setitem(tiny.ARCHITECTURES, "qwen3", MORE | {"head_dim": 8})
                 patch.setitem(tiny.ARCHITECTURES, "smollm3", MORE)
+                patch.setitem(
+                    tiny.ARCHITECTURES, "granite", MORE | {"logits_scaling": 4.0, "tie_word_embeddings": True}
+                )
                 ref = resolve(str(make_model(tmp_path_factory.mktemp("model"), architecture)))
                 patch.setattr(making, "in_a_process", child.make)
                 onnx = load_onnx(ref, CPU, dtype, parse_recipe(recipe), making.never, lambda text: None)
@@ -82,6 +85,13 @@ def extend(backend, rows, on_step=quiet):
 def rows_of(loaded, prompts=PROMPTS, limit=16, sampling=None, **more):
     encode = loaded.tokenizer.encode
     return [Row(tuple(encode(p)), limit, sampling, stream_key(0, 0, p, 0), 0, (), **more) for p in prompts]
+
+
+@pytest.mark.parametrize("recipe", ["int8:head=keep", "int8"])
+def test_an_output_layer_whose_scores_are_scaled_is_known_as_one(exported, recipe):
+    loaded, onnx = exported("granite", recipe)  # the export compares the two, and refuses what differs
+    assert loaded.model.config.logits_scaling == 4.0
+    assert extend(OnnxBackend(onnx, 64), rows_of(loaded, ["abc"], 4))
 
 
 @pytest.mark.parametrize("architecture", FEW)

@@ -118,12 +118,15 @@ def _constant(value: Any) -> np.ndarray | None:
     return None
 
 
+NUMBER_BY_NUMBER = ("Reshape", "Cast", "Add", "Mul", "Div", "Tanh")
+
+
 def _leads_to(value: Any, name: str) -> bool:
-    """Whether a value becomes an output of the graph by nothing but a change of shape or number format."""
+    """Whether a value becomes an output of the graph number by number: reshaped, scaled (Granite), capped (Gemma 2)."""
     if value.name == name:
         return True
     users = [node for node, _ in value.uses()]
-    return len(users) == 1 and users[0].op_type in ("Reshape", "Cast", "Add") and _leads_to(users[0].outputs[0], name)
+    return len(users) == 1 and users[0].op_type in NUMBER_BY_NUMBER and _leads_to(users[0].outputs[0], name)
 
 
 def _bits(graph: Any, product: _Product, blob: np.ndarray, scales: np.ndarray, zeros: Any, block: int) -> Any:
