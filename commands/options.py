@@ -21,9 +21,10 @@ from engine.devices import gpu_index
 from engine.measure.hardware import gpus
 from engine.recipes import check_recipe
 from spec.choices import Backend
+from spec.errors import SpecError
 from spec.parameters import Parameter, parameters
 from spec.paths import absolute_model, expand
-from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe
+from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe, parse_steps
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import LOGPROB, parse_strategy
 from tasks.registry import check_votes, load_task
@@ -121,7 +122,7 @@ def make_spec(
     """
     data: dict[str, Any] = {"precision": {}, "runtime": {}, "task": {"skip_bad": skip_bad}}
     if (options.get("precision") or "").partition(":")[0] in QUANTIZATIONS:
-        recipe = "+".join(filter(None, (recipe, options.pop("precision"))))
+        recipe = _with_quantization(recipe or "", options.pop("precision") or "")
     if recipe is not None:
         data["compression"] = make_recipe(recipe).to_list()
     for name, value in options.items():
@@ -134,6 +135,18 @@ def make_spec(
     data["model"] = model if served else absolute_model(model)
     data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict(), ("reward",) if served else MODELS)
     return RunSpec.from_dict(data)
+
+
+def _with_quantization(recipe: str, precision: str) -> str:
+    """The recipe of both options, where ``--precision`` names a quantization. Raises SpecError where both do."""
+    steps = parse_steps(recipe)
+    if twice := [step.name for step in steps if isinstance(step, Quantize)]:
+        raise SpecError(
+            f"A model is quantized once: --precision says {precision.partition(':')[0]} and --recipe says "
+            f"{' and '.join(twice)}; leave one out.",
+            field="compression",
+        )
+    return f"{recipe}+{precision}" if steps else precision
 
 
 def _absolute_models(strategy: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ __all__ = [
     "Step",
     "Trained",
     "parse_recipe",
+    "parse_steps",
 ]
 
 STEPS: dict[str, type[Step]] = {
@@ -66,6 +67,11 @@ class Recipe:
         if self.steps and not self.work:
             raise SpecError("calibrate alone changes nothing; add a step, e.g. + int4.", field="compression")
         for before, after in zip(self.work, self.work[1:], strict=False):
+            if isinstance(before, Quantize) and isinstance(after, Quantize):
+                raise SpecError(
+                    f"A model is quantized once: {before.name} and {after.name} both do so; leave one out.",
+                    field="compression",
+                )
             if before.stage is Stage.QUANTIZE:
                 raise SpecError(
                     f"{after.name} cannot follow {before.name}: quantized weights are not changed any more. Put "
@@ -156,10 +162,10 @@ def _too_long(count: int) -> SpecError:
     return SpecError(f"A recipe has {MAX_CHAIN} steps at most, and calibrate, not {count}.", field="compression")
 
 
-def parse_recipe(text: str) -> Recipe:
-    """The recipe written as ``step + step``; empty or ``none`` for no compression. SpecError names the nearest word."""
+def parse_steps(text: str) -> tuple[Step, ...]:
+    """The steps written as ``step + step``, whether or not one can follow another; none for ``none`` and no text."""
     if text.strip() in ("", "none"):
-        return Recipe()
+        return ()
     found = _STEP.findall(text)
     parts = [p.strip() for p in found[::2]]
     if "+" in parts or not all(parts) or len(found) % 2 == 0 or set(found[1::2]) - {"+"}:
@@ -167,7 +173,14 @@ def parse_recipe(text: str) -> Recipe:
             f"Write a recipe as steps joined by plus signs, e.g. prune:level=0.5+int4, not {shorten(text)}.",
             field="compression",
         )
-    recipe = Recipe(tuple(parse_named(part, STEPS, "compression") for part in parts))
-    if isinstance(last := recipe.steps[-1], Aware):  # as a part of a chain it stands alone; as a wish it makes no sense
+    return tuple(parse_named(part, STEPS, "compression") for part in parts)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """The recipe written as ``step + step``; empty or ``none`` for no compression. SpecError names the nearest word."""
+    recipe = Recipe(parse_steps(text))
+    if recipe and isinstance(
+        last := recipe.steps[-1], Aware
+    ):  # as a part of a chain it stands alone; as a wish it makes no sense
         raise SpecError(f"qat prepares for a quantization: add + {last.format}.", field="compression")
     return recipe

@@ -161,6 +161,25 @@ def test_a_bad_value_is_named_with_what_is_allowed(arguments, words, field):
     assert "\0" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"), [("int8", "int8"), ("int4", "int4"), ("prune+int8", "int8"), ("int4+int8", "int4 and int8")]
+)
+def test_a_quantization_in_both_options_is_told_by_the_names_of_both(recipe, said):
+    with pytest.raises(SpecError) as caught:
+        read("--model", "lab-s", "--precision", "int4:group=32", "--recipe", recipe)
+    assert str(caught.value) == (
+        f"A model is quantized once: --precision says int4 and --recipe says {said}; leave one out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "whole"), [("none", "int4"), ("", "int4"), ("qat", "qat+int4"), ("prune", "prune+int4")]
+)
+def test_a_quantization_as_precision_is_the_last_step_of_the_recipe(recipe, whole):
+    said = read("--model", "lab-s", "--precision", "int4", "--recipe", recipe)
+    assert said == read("--model", "lab-s", "--recipe", whole)
+
+
 def test_paths_are_made_absolute_for_a_worker_that_runs_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
