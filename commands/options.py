@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -20,8 +22,8 @@ from engine.catalog import resolve, resolve_all
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
 from engine.recipes import check_recipe
-from spec.choices import Backend
-from spec.errors import SpecError
+from spec.choices import Backend, Dtype
+from spec.errors import SpecError, unknown
 from spec.parameters import Parameter, parameters
 from spec.paths import absolute_model, expand
 from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe, parse_steps
@@ -55,7 +57,14 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "seed": ("", "seed"),
     "repeats": ("", "repeats"),
 }
-HELP = {"limit": "How many problems (perplexity: lines of the text); none means all."}
+HELP = {
+    "limit": "How many problems (perplexity: lines of the text); none means all.",
+    "precision": "Number format of the weights; auto is the one the model was saved in; or a quantization, which may "
+    "have parameters, e.g. int4:group=64.",
+}
+PRECISIONS = (*Dtype, *QUANTIZATIONS)
+FIELDS = {f"{part or 'spec'}.{field}": name for name, (part, field) in OPTIONS.items()}  # as errors call them
+_FIELD = re.compile(rf"(?<![\w.'/])({'|'.join(map(re.escape, FIELDS))})(?![\w'/]|\.\w)")  # not in what a user wrote
 SHOWN_SKIPS = 20
 MODELS = ("reward", "draft", "small", "others")  # parameters of strategies that name models
 _MODEL = "Model: a name from `models`, shape:NAME, a folder, or a hub id."
@@ -72,12 +81,16 @@ RecipeText = Annotated[str, typer.Option("--recipe", help=_RECIPE)]
 def _option(name: str) -> inspect.Parameter:
     part, field = OPTIONS[name]
     p = next(p for p in parameters(PARTS[part]) if p.name == field)
-    option = typer.Option("--" + name.replace("_", "-"), help=_help(p, HELP.get(name, p.help)), show_default=False)
+    words = ", ".join(PRECISIONS) if name == "precision" else p.allowed if p.choices or p.low is not None else ""
+    option = typer.Option(_flag(name), help=_help(p, HELP.get(name, p.help), words), show_default=False)
     return _keyword(name, str | None, option, None)
 
 
-def _help(p: Parameter, meaning: str) -> str:
-    words = p.allowed if p.choices or p.low is not None else ""
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _help(p: Parameter, meaning: str, words: str) -> str:
     default = "" if p.default is None else f"default {p.default}"
     extra = "; ".join(filter(None, (words, default)))
     return meaning + (f" ({extra})" if extra else "")
@@ -104,7 +117,9 @@ def takes_spec(verb: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(**values: Any) -> Any:
         chosen = {p.name: values.pop(p.name) for p in options}
         spec = make_spec(**chosen)
-        for line in check(spec)[:SHOWN_SKIPS]:
+        with _in_options():
+            skipped = check(spec)
+        for line in skipped[:SHOWN_SKIPS]:
             note(f"note: left out {line}")
         return verb(spec, **values)
 
@@ -113,6 +128,16 @@ def takes_spec(verb: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+@contextmanager
+def _in_options() -> Iterator[None]:
+    """An error about a field of the specification names the option that sets it."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(_FIELD.sub(lambda found: _flag(FIELDS[found[0]]), str(error)), error.field) from None
+
+
+@_in_options()
 def make_spec(
     model: str, strategy: str = "greedy", skip_bad: bool = False, recipe: str | None = None, **options: str | None
 ) -> RunSpec:
@@ -121,7 +146,10 @@ def make_spec(
     A quantization in the place of a precision is the last step of the recipe: ``--precision int4``.
     """
     data: dict[str, Any] = {"precision": {}, "runtime": {}, "task": {"skip_bad": skip_bad}}
-    if (options.get("precision") or "").partition(":")[0] in QUANTIZATIONS:
+    precision = (options.get("precision") or "auto").partition(":")[0]
+    if precision not in PRECISIONS:
+        raise unknown("--precision", precision, PRECISIONS, field="precision.weights")
+    if precision in QUANTIZATIONS:
         recipe = _with_quantization(recipe or "", options.pop("precision") or "")
     if recipe is not None:
         data["compression"] = make_recipe(recipe).to_list()

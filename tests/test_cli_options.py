@@ -132,22 +132,33 @@ def test_every_spec_can_be_said_with_options(spec):
         (["--strategy", "sample:temperature=nan"], "a number", "sample.temperature"),
         (["--strategy", "majority:n"], "name=value", "strategy"),
         (["--strategy", ""], "must be given", "strategy"),
-        (["--precision", "bf61"], "did you mean 'bf16'", "precision.weights"),
+        (["--precision", "bf61"], "Unknown --precision 'bf61'; did you mean 'bf16'", "precision.weights"),
+        (["--precision", "int9"], "did you mean 'int8'", "precision.weights"),
+        (["--precision", "q8_0"], "bf16, fp16, fp32, fp8, int4, int8", "precision.weights"),
         (["--attention", "spda"], "did you mean 'sdpa'", "runtime.attention"),
         (["--backend", "transformer"], "did you mean 'transformers'", "runtime.backend"),
         (["--device", "gpu"], "Unknown device 'gpu'", "runtime.device"),
-        (["--batch-size", "0"], "1 to 65536", "runtime.batch_size"),
+        (["--batch-size", "0"], "--batch-size must be 1 to 65536,", "runtime.batch_size"),
+        (
+            ["--batch-size", "2000", "--backend", "openai:http://localhost:1/v1"],
+            "in flight; lower --batch-size.",
+            "runtime.batch_size",
+        ),
         (["--batch-size", "many"], "a whole number", "runtime.batch_size"),
         (["--batch-size", "1e309"], "a whole number", "runtime.batch_size"),
-        (["--limit", "0"], "1 to 10,000,000", "task.limit"),
-        (["--limit", "-5"], "1 to 10,000,000", "task.limit"),
-        (["--seed", "-1"], "0 to", "spec.seed"),
+        (["--limit", "0"], "--limit must be 1 to 10,000,000,", "task.limit"),
+        (
+            ["--limit", "task.limit"],
+            "--limit must be a whole number (1 to 10,000,000), not 'task.limit'.",
+            "task.limit",
+        ),
+        (["--seed", "-1"], "--seed must be 0 to", "spec.seed"),
         (["--repeats", "0"], "1 to 100", "spec.repeats"),
         (["--prompt-style", "fewshot"], "did you mean 'few-shot'", "task.prompt_style"),
         (["--prompt-template", "no place"], "{question}", "task.prompt_template"),
         (["--checker", "maths"], "did you mean 'math'", "task.checker"),
-        (["--task", " "], "task.name must be", "task.name"),
-        (["--task", "x" * 5000], "task.name must be", "task.name"),
+        (["--task", " "], "--task must be", "task.name"),
+        (["--task", "x" * 5000], "--task must be", "task.name"),
         (["--model", ""], "model must be", "model"),
         (["--model", "a\0b"], "model must be", "model"),
     ],
@@ -270,6 +281,23 @@ def test_every_choice_of_execution_is_an_option(capsys):
         for name in ("attention", "backend", "batching", "caching", "chunk", "fusion", "graphs", "kv-cache")
     )
     assert read("--model", "lab-s", "--kv-cache", "auto") == RunSpec("lab-s")
+
+
+def test_help_names_every_precision_there_is(capsys):
+    with pytest.raises(SystemExit):
+        cli_help()
+    shown = "".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(auto,fp32,bf16,fp16,int8,int8-dynamic,int8-static,int4,nf4,fp8,mixed;defaultauto)" in shown
+
+
+def test_what_only_the_check_finds_names_the_option_too(monkeypatch):
+    def refuse(spec):
+        raise SpecError("task.name x cannot be.", field="task.name")
+
+    monkeypatch.setattr("commands.options.check", refuse)
+    with pytest.raises(SpecError, match=r"^--task x cannot be\.$") as caught:
+        read("--model", "lab-s")
+    assert caught.value.field == "task.name"
 
 
 def test_the_limit_says_what_it_counts(capsys):
