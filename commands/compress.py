@@ -30,6 +30,9 @@ from spec.recipe import STEPS
 SAID = "say"  # key of the lines that tell how far it is
 TOLD_EVERY_S = 0.5
 _RECIPE = "Steps joined by plus signs, e.g. prune:level=0.5+int4:group=128; `compress --steps` lists them."
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print JSON for scripts, an object a line: how far it is, at last the result.")
+]
 app = typer.Typer(no_args_is_help=True, help="Compressed models that were prepared.")
 Id = Annotated[str, typer.Argument(help="16 hex digits, as `artifacts list` shows them.", show_default=False)]
 
@@ -39,7 +42,7 @@ def compress(
     recipe: Annotated[str | None, typer.Option("--recipe", help=_RECIPE)] = None,
     device: Annotated[str, typer.Option("--device", help="Where the work is done: auto, cpu, cuda, cuda:N.")] = "auto",
     steps: Annotated[bool, typer.Option("--steps", help="List the steps and their parameters.")] = False,
-    json: Json = False,
+    json: JsonLines = False,
 ) -> None:
     """Prepare a compressed model once; runs that name its recipe load it. Ctrl-C stops; the next call goes on."""
     if steps:
@@ -94,10 +97,13 @@ def show(id: Id, json: Json = False) -> None:
 
 
 @app.command()
-def delete(id: Id) -> None:
+def delete(id: Id, json: Json = False) -> None:
     """Delete a prepared model; runs that were measured with it stay, and it can be prepared again."""
     artifacts.remove(id)
-    say(f"Deleted {id}.")
+    if json:
+        print_json({"id": id, "state": "deleted"})
+    else:
+        say(f"Deleted {id}.")
 
 
 def _show(made: Artifact) -> None:

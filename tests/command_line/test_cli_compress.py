@@ -47,7 +47,7 @@ def test_a_model_is_prepared_once_listed_shown_run_and_deleted(cli):
     assert run["environment"]["compression"] == "int8"
     assert run["logit_kl"] == made["errors"]["logit_kl"]
     assert run["weights_bytes"] == made["bytes"]
-    cli("artifacts", "delete", made["id"])
+    assert json.loads(cli("artifacts", "delete", made["id"], "--json")[0]) == {"id": made["id"], "state": "deleted"}
     assert artifacts.find(made["id"]) is None
     assert "no prepared model" in cli("artifacts", "delete", made["id"], expect=2)[1]
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+import cli
 from spec.errors import InputError, IsoquantError
 from spec.strategy import STRATEGIES
 
@@ -29,6 +31,22 @@ def test_lists_of_what_there_is(isoquant):
     assert "shape:llama-3.2-1b" in {m["name"] for m in models["models"]}
     assert models["rewards"][0]["name"] == "lab-prm"
     assert "shape:pythia-410m" in isoquant("models")[1]
+
+
+def verbs(group, *names):
+    """Every verb of the command line, as the words that call it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, *names, name)
+        else:
+            yield " ".join((*names, name)), command
+
+
+def test_every_verb_takes_json():
+    without = [
+        name for name, c in verbs(typer.main.get_command(cli.app)) if not any("--json" in p.opts for p in c.params)
+    ]
+    assert without == []
 
 
 @pytest.mark.parametrize(
