@@ -138,18 +138,19 @@ def _list_steps(json: bool) -> None:
         print_json(
             [
                 {"step": n, "summary": s.summary, "source": s.source,
-                 "parameters": {p.name: {"default": str(p.default), "allowed": p.allowed, "help": p.help}
+                 "parameters": {p.name: {"default": p.default and str(p.default), "allowed": p.allowed, "help": p.help}
                                 for p in parameters(s)}}
                 for n, s in STEPS.items()
             ]
         )  # fmt: skip
         return
-    rows = [
-        (name, p.name, "" if p.default is None else p.default, p.allowed, p.help)
-        for name, step in STEPS.items()
-        for p in parameters(step)
-    ]
-    print_table(("step", "parameter", "default", "allowed", "meaning"), rows)
+    for name, step in STEPS.items():
+        say(f"{name}: {step.summary}")
+        if step.source:
+            say(f"  {step.source}")
+        rows = [(f"  {p.name}", "" if p.default is None else p.default, p.allowed, p.help) for p in parameters(step)]
+        print_table(("  parameter", "default", "allowed", ""), rows)
+        say("")
 
 
 @contextmanager

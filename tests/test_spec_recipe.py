@@ -106,10 +106,11 @@ def test_a_plus_sign_that_joins_nothing_is_told(text):
         ("prune:level=1.0", "above 0 and be 0.9 at most, not 1"),
         ("prune:level=0", "above 0"),
         ("prune:level=0.95", "0.9 at most"),
-        ("prune:level=-1", "0 to 1|above 0"),
         ("prune:level=nan", "a number|0 to 1"),
         ("prune:structure=neurons,method=wanda", "not chosen by wanda; choose magnitude"),
-        ("prune:structure=layers", "not chosen by magnitude"),
+        ("prune:structure=layers,method=magnitude", "not chosen by magnitude"),
+        ("prune:level=-1", "must be above 0, 0.9 at most, not"),
+        ("lowrank:ratio=2", "must be above 0, below 1, not"),
         ("prune:structure=2:4,level=0.4", "level 0.5"),
         ("prune:structure=2:4,scope=global", "scope auto"),
         ("prune:structure=neurons,scope=output", "not chosen among the weights of an output"),
@@ -149,7 +150,8 @@ def test_what_cannot_be_is_told(text, words):
 
 @pytest.mark.parametrize("text", ["prune+lowrank+recover+int8", "qat+int4", "qat:format=nf4+nf4",
                                   "lowrank+prune+int4", "calibrate:data=gsm8k+recover",
-                                  "prune:structure=2:4+recover+int8-dynamic"])  # fmt: skip
+                                  "prune:structure=2:4+recover+int8-dynamic", "recover+prune+lowrank",
+                                  "calibrate:samples=9+recover+prune+recover+lowrank+int4:rounding=gptq"])  # fmt: skip
 def test_what_may_follow_what(text):
     assert parse_recipe(text)
 
@@ -204,6 +206,23 @@ def test_texts_stay_with_the_steps_that_look_at_them():
     assert LowRank().needs_data
     assert not Prune().needs_data
     assert Prune(recover=1).needs_data
+
+
+@pytest.mark.parametrize("structure", Structure)
+def test_every_structure_can_be_pruned_without_a_word_on_how(structure):
+    step = parse_recipe(f"prune:structure={structure}").steps[0]
+    method = "activation" if structure is Structure.LAYERS else "magnitude"
+    assert step == Prune(structure=structure) == Prune(structure=structure, method=method)
+    assert step.to_dict()["method"] == str(step.method) == method
+    assert f"method={method}" in str(step)
+
+
+def test_what_is_said_to_be_allowed_is():
+    said = {f"{name}.{p.name}": p.allowed for name, kind in STEPS.items() for p in parameters(kind)}
+    assert said["prune.level"] == "above 0, 0.9 at most"
+    assert said["lowrank.ratio"] == "above 0, below 1"
+    assert said["mixed.rounding"] == "nearest, gptq"
+    assert said["int4.rounding"] == "nearest, gptq, awq"
 
 
 def test_every_structure_has_its_criteria_and_every_step_a_summary():
