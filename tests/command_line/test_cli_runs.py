@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import re
+from datetime import datetime
 
 import pytest
 
 from spec.measures import MEASURES
-from spec.run_spec import RunSpec
+from spec.run_spec import RunSpec, Runtime, TaskSpec
 from store import open_store
 from tests.fake_engine import answer, result
 
@@ -91,6 +92,31 @@ def test_runs_show(isoquant, stored):
     data = json.loads(isoquant("runs", "show", stored[0], "--json")[1])
     assert set(MEASURES) < set(data)
     assert data["state"] == "succeeded"
+
+
+def test_runs_show_tells_when_with_which_settings_and_on_what_machine(isoquant):
+    ran = result([answer(1)])
+    ran = dataclasses.replace(
+        ran,
+        environment=ran.environment
+        | {"attention": "paged, native forward", "prompt_example": "Q: 1+1?\n\x1b" * 99, "cuda": None},
+    )
+    spec = RunSpec("lab-s", runtime=Runtime(batch_size=8), task=TaskSpec(prompt_style="chat", skip_bad=True))
+    with open_store() as store:
+        run_id = store.runs.save(spec, ran)
+        created = store.runs.get(run_id).created
+        waiting = store.jobs.enqueue(RunSpec("lab-s", seed=7)).run_id
+    shown = isoquant("runs", "show", run_id)[1]
+    rows = {tuple(line.strip().split(maxsplit=1)) for line in shown.splitlines()}
+    assert {("seed", "0"), ("batch-size", "8"), ("prompt-style", "chat"), ("skip-bad", "True")} <= rows
+    assert ("attention", "paged, native forward") in rows
+    assert "stand-in machine" in shown
+    assert f"created {datetime.fromtimestamp(created):%Y-%m-%d}" in shown
+    assert "chunk" not in shown
+    assert "cuda" not in shown
+    assert "\x1b" not in shown
+    assert 0 < shown.count("Q: 1+1?") < 99
+    assert re.search(r"seed +7", isoquant("runs", "show", waiting)[1])
 
 
 def test_runs_show_a_failed_one_with_its_last_words(isoquant):
