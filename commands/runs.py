@@ -19,6 +19,7 @@ from spec.errors import InputError, unknown
 from spec.results import RunResult
 from spec.run_spec import RunSpec
 from store import NotFound, Run, Store
+from store.jobs import why_not_resumed
 
 LIST_COLUMNS = (
     "run_id", "state", "created", "model", "precision", "strategy_text", "task", "task_limit", "batch_size", "seed",
@@ -168,7 +169,10 @@ def cancel(run_id: RunId, db: Db = None, json: Json = False) -> None:
 def resume(run_id: RunId, db: Db = None, json: Json = False) -> None:
     """Queue the rest of a run that was cancelled or failed; what it has answered is not asked again."""
     with open_database(db) as store:
-        _done(store.jobs.enqueue(_get(store, run_id).spec, run_id=run_id, source="cli").state, run_id, json)
+        run = _get(store, run_id)
+        if why := why_not_resumed(run):
+            raise InputError(why)
+        _done(store.jobs.enqueue(run.spec, run_id=run_id, source="cli").state, run_id, json)
 
 
 @app.command()
@@ -184,7 +188,8 @@ def delete(run_id: RunId, db: Db = None, json: Json = False) -> None:
 def restore(run_id: RunId, db: Db = None, json: Json = False) -> None:
     """Bring a deleted run back."""
     with open_database(db) as store:
-        _get(store, run_id)
+        if _get(store, run_id).deleted_at is None:
+            raise InputError(f"Run {run_id} is not deleted; there is nothing to restore.")
         store.runs.restore(run_id)
     _done("restored", run_id, json)
 

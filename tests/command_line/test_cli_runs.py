@@ -150,6 +150,20 @@ def test_cancel_and_resume(isoquant):
     assert json.loads(isoquant("runs", "resume", run_id, "--json")[1])["state"] == "queued"
 
 
+def test_what_a_run_cannot_do_in_its_state_is_bad_input(isoquant, stored):
+    code, _, err = isoquant("runs", "resume", stored[0])
+    assert (code, "start it anew" in err) == (2, True)
+    code, out, err = isoquant("runs", "restore", stored[0])
+    assert (code, out, "not deleted; there is nothing to restore" in err) == (2, "", True)
+    isoquant("runs", "delete", stored[0])
+    code, _, err = isoquant("runs", "resume", stored[0])
+    assert (code, "restore it before" in err) == (2, True)
+    with open_store() as store:
+        waiting = store.jobs.enqueue(RunSpec("lab-s")).run_id
+    code, _, err = isoquant("runs", "resume", waiting)
+    assert (code, "is queued" in err, "cancel it first" in err) == (2, True, True)
+
+
 @pytest.mark.parametrize("verb", ["show", "delete", "restore", "cancel", "resume"])
 @pytest.mark.parametrize("run_id", ["0123456789ab", "../../etc/passwd", "' OR 1=1", "\x1b[31m", ""])
 def test_an_unknown_run_is_bad_input(isoquant, verb, run_id):
