@@ -159,7 +159,12 @@ def make_spec(
             (data[part] if part else data)[field] = value
     if "name" in data["task"]:
         data["task"]["name"] = _absolute_task(data["task"]["name"])
-    served = data["runtime"].get("backend", "").partition(":")[0] == Backend.OPENAI
+    backend, _, address = data["runtime"].get("backend", "").partition(":")
+    if (served := backend == Backend.OPENAI) and not (address or data["runtime"].get("server")):
+        raise SpecError(
+            "The back end openai needs the address of a server: --backend openai:http://localhost:8000/v1.",
+            field="runtime.server",
+        )
     data["model"] = model if served else absolute_model(model)
     data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict(), ("reward",) if served else MODELS)
     return RunSpec.from_dict(data)

@@ -266,3 +266,11 @@ def test_guesses_need_a_cache(strategy):
     with pytest.raises(SpecError, match="cache cannot be off") as caught:
         RunSpec("lab-s", strategy=parse_strategy(strategy), runtime=Runtime(caching=Caching.OFF))
     assert caught.value.field == "runtime.caching"
+
+
+@pytest.mark.parametrize("server", [None, "", " "])
+def test_a_missing_address_is_asked_for_in_words(server):
+    with pytest.raises(SpecError, match=r"e\.g\. http://localhost:8000/v1\.$"):
+        Runtime(backend="openai", server=server)
+    with pytest.raises(SpecError, match=r"not 'localhost:8000'\.$"):
+        Runtime(backend="openai", server="localhost:8000")
