@@ -23,10 +23,10 @@ from engine.devices import gpu_index
 from engine.measure.hardware import gpus
 from engine.recipes import check_recipe
 from spec.choices import Backend, Dtype
-from spec.errors import SpecError, unknown
+from spec.errors import SpecError, shorten, unknown
 from spec.parameters import Parameter, parameters
 from spec.paths import absolute_model, expand
-from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe, parse_steps
+from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe, parse_steps, step_with
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import LOGPROB, parse_strategy
 from tasks.registry import check_votes, load_task
@@ -148,6 +148,8 @@ def make_spec(
     data: dict[str, Any] = {"precision": {}, "runtime": {}, "task": {"skip_bad": skip_bad}}
     precision = (options.get("precision") or "auto").partition(":")[0]
     if precision not in PRECISIONS:
+        if meant := step_with(precision):
+            raise SpecError(f"Unknown --precision {shorten(precision)}; write {meant}.", field="precision.weights")
         raise unknown("--precision", precision, PRECISIONS, field="precision.weights")
     if precision in QUANTIZATIONS:
         recipe = _with_quantization(recipe or "", options.pop("precision") or "")

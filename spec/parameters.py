@@ -106,7 +106,10 @@ def coerce(p: Parameter, value: Any, field_name: str) -> Any:
 
 def _number(p: Parameter, value: Any, field_name: str) -> int | float:
     what = "a whole number" if p.type is int else "a number"
-    error = SpecError(f"{field_name} must be {what} ({p.allowed}), not {shorten(value)}.", field=field_name)
+    error = SpecError(
+        f"{field_name} must be {what} ({p.allowed}), not {shorten(value)}{_without_percent(p, value)}.",
+        field=field_name,
+    )
     if isinstance(value, bool):
         raise error
     try:
@@ -118,6 +121,14 @@ def _number(p: Parameter, value: Any, field_name: str) -> int | float:
     if not math.isfinite(number) or (p.type is int and not number.is_integer()):
         raise error
     return int(number) if p.type is int else number
+
+
+def _without_percent(p: Parameter, value: Any) -> str:
+    """How a share in percent is written, to be put behind the error; nothing for what is none."""
+    number = value.strip().removesuffix("%").strip() if isinstance(value, str) and value.strip().endswith("%") else ""
+    if p.type is not float or not number.replace(".", "", 1).isdecimal():
+        return ""
+    return f"; write {float(number) / (100 if p.high is not None and p.high <= 1 else 1):g}"
 
 
 def validate(obj: Any, prefix: str) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from spec.compression.reduce import LowRank, Prune
 from spec.compression.train import Aware, Distill, Recover
 from spec.errors import SpecError, shorten
 from spec.named import named_from_dict, parse_named
+from spec.parameters import parameters
 
 __all__ = [
     "STEPS",
@@ -40,6 +42,7 @@ __all__ = [
     "Trained",
     "parse_recipe",
     "parse_steps",
+    "step_with",
 ]
 
 STEPS: dict[str, type[Step]] = {
@@ -173,7 +176,27 @@ def parse_steps(text: str) -> tuple[Step, ...]:
             f"Write a recipe as steps joined by plus signs, e.g. prune:level=0.5+int4, not {shorten(text)}.",
             field="compression",
         )
+    for part in parts:
+        name = part.partition(":")[0].strip()
+        if name not in STEPS and (meant := step_with(part) or step_with(name)):
+            raise SpecError(f"Unknown compression {shorten(part)}; write {meant}.", field="compression")
     return tuple(parse_named(part, STEPS, "compression") for part in parts)
+
+
+def step_with(word: str) -> str | None:
+    """The first step, as it is written, of which a parameter takes this word; None where none does.
+
+    >>> step_with("gptq"), step_with("heads"), step_with("int4")
+    ('int4:rounding=gptq', 'prune:structure=heads', None)
+    """
+    word = word.casefold()
+    for name, step in STEPS.items():
+        for p in parameters(step):
+            if word in (p.choices or ()) and word != p.default:
+                with contextlib.suppress(SpecError):  # taken by itself it has to be a step
+                    step(**{p.name: word})
+                    return f"{name}:{p.name}={word}"
+    return None
 
 
 def parse_recipe(text: str) -> Recipe:

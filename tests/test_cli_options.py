@@ -133,6 +133,8 @@ def test_every_spec_can_be_said_with_options(spec):
         (["--strategy", "majority:n"], "name=value", "strategy"),
         (["--strategy", ""], "must be given", "strategy"),
         (["--precision", "bf61"], "Unknown --precision 'bf61'; did you mean 'bf16'", "precision.weights"),
+        (["--precision", "FP16"], "did you mean 'fp16'", "precision.weights"),
+        (["--precision", "gptq"], "Unknown --precision 'gptq'; write int4:rounding=gptq.", "precision.weights"),
         (["--precision", "int9"], "did you mean 'int8'", "precision.weights"),
         (["--precision", "q8_0"], "bf16, fp16, fp32, fp8, int4, int8", "precision.weights"),
         (["--attention", "spda"], "did you mean 'sdpa'", "runtime.attention"),
