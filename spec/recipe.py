@@ -52,6 +52,7 @@ STEPS: dict[str, type[Step]] = {
         *(Prune, LowRank, Recover, Distill, Aware, Calibrate),
     )
 }
+TEXTS = {p.name for step in STEPS.values() for p in parameters(step) if p.type is str}  # may hold a plus sign
 MAX_CHAIN = 16
 _STEP = re.compile(r"(?:\\.|[^+\\]|\\$)+|\+", re.DOTALL)  # a step, or the plus sign between two
 
@@ -180,7 +181,17 @@ def parse_steps(text: str) -> tuple[Step, ...]:
         name = part.partition(":")[0].strip()
         if name not in STEPS and (meant := step_with(part) or step_with(name)):
             raise SpecError(f"Unknown compression {shorten(part)}; write {meant}.", field="compression")
-    return tuple(parse_named(part, STEPS, "compression") for part in parts)
+    return tuple(_parsed(part, before) for before, part in zip(("", *parts), parts, strict=False))
+
+
+def _parsed(part: str, before: str) -> Step:
+    """One step. An error says how a plus sign is written where the step before it may have been cut at one."""
+    try:
+        return parse_named(part, STEPS, "compression")
+    except SpecError as error:
+        if error.field != "compression" or not any(f"{name}=" in before for name in TEXTS):
+            raise
+        raise SpecError(rf"{error} A plus sign inside a value is written \+.", field=error.field) from None
 
 
 def step_with(word: str) -> str | None:

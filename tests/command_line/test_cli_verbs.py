@@ -56,6 +56,8 @@ def test_every_verb_takes_json():
         (["run"], "Missing option '--model'"),
         (["run", "--model", "ok", "--batchsize", "3"], "--batch-size"),
         (["run", "--model", "ok", "extra"], "unexpected extra argument"),
+        (["run", "--model", "ok", "--recipe", "prune", "+", "int4"], "A recipe with spaces needs quotes around it."),
+        (["compress", "--model", "ok", "--recipe", "prune+", "int4"], "A recipe with spaces needs quotes around it."),
         (["run", "--model", "ok", "--strategy", "greddy"], "did you mean 'greedy'"),
         (["run", "--model", "ok", "--strategy", "majority:n=0"], "1 to 4096"),
         (["submit", "--model", "ok", "--strategy", "sample:temperature=-1"], "0.01 to 5"),
@@ -94,6 +96,10 @@ def test_a_database_that_is_none_stays_as_it_is(isoquant, tmp_path, content, wor
         assert "Traceback" not in err
     if content is not None:
         assert path.read_bytes() == content
+
+
+def test_an_extra_word_is_not_taken_for_a_recipe(isoquant):
+    assert "quotes" not in isoquant("run", "--model", "ok", "extra")[2]
 
 
 def test_an_option_without_its_value(isoquant):
