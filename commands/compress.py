@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as jsonlib
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from analysis.format import duration, percent, si
 from commands.options import Json, make_recipe
-from commands.output import note, plain, print_json, print_table, say
+from commands.output import Thinned, note, plain, print_json, print_table, say
 from engine import artifacts
 from engine.artifacts import Artifact
 from engine.catalog import resolve
@@ -28,7 +27,6 @@ from spec.paths import absolute_model
 from spec.recipe import STEPS
 
 SAID = "say"  # key of the lines that tell how far it is
-TOLD_EVERY_S = 0.5
 _RECIPE = "Steps joined by plus signs, e.g. prune:level=0.5+int4:group=128; `compress --steps` lists them."
 JsonLines = Annotated[
     bool, typer.Option("--json", help="Print JSON for scripts, an object a line: how far it is, at last the result.")
@@ -157,13 +155,11 @@ def _list_steps(json: bool) -> None:
 def _told(json: bool) -> Iterator[Callable[[str], None]]:
     """A function that tells how far it is: a status line, lines of text where there is no terminal, or of JSON."""
     console = Console(stderr=True)
-    last = [0.0, ""]
+    thinned = Thinned()
 
     def line(words: str) -> None:
-        subject = words.partition(" of ")[0].rstrip("0123456789 ")
-        if time.monotonic() - last[0] < TOLD_EVERY_S and subject == last[1]:  # type: ignore[operator]
+        if not thinned.due(words):
             return
-        last[:] = time.monotonic(), subject
         if json:
             print(jsonlib.dumps({SAID: words}), flush=True)
         else:
