@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         if message := error.format_message():  # without one, the help was asked for by giving no arguments
             cut = "extra argument" in message and any(word.startswith("+") or word.endswith("+") for word in given)
-            report_error(SpecError(message + " A recipe with spaces needs quotes around it." * cut), as_json)
+            report_error(SpecError(message + ". A recipe with spaces needs quotes around it." * cut), as_json)
         return EXIT_BAD_INPUT
     except IsoquantError as error:
         report_error(error, as_json)

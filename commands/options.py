@@ -22,6 +22,7 @@ from engine.catalog import resolve, resolve_all
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
 from engine.recipes import check_recipe
+from spec.abilities import chunk_refusal
 from spec.choices import Backend, Dtype
 from spec.errors import SpecError, shorten, unknown
 from spec.parameters import Parameter, parameters
@@ -169,7 +170,10 @@ def make_spec(
         )
     data["model"] = model if served else absolute_model(model)
     data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict(), ("reward",) if served else MODELS)
-    return RunSpec.from_dict(data)
+    spec = RunSpec.from_dict(data)
+    if spec.runtime.chunk != Runtime.chunk and (why := chunk_refusal(spec.runtime.backend)):
+        raise SpecError(why, field="runtime.chunk")
+    return spec
 
 
 def _with_quantization(recipe: str, precision: str) -> str:

@@ -48,7 +48,10 @@ def refusal(choice: str, word: str, backend: Backend) -> str | None:
 
 
 def chunk_refusal(backend: Backend) -> str | None:
-    """Why a back end takes no size of the pieces of a prompt, in one sentence with a way out; None where it does."""
+    """Why a back end takes no size of the pieces of a prompt, in one sentence with a way out; None where it does.
+
+    For who asks for a new run: those on record that were given one, in vain, can still be read.
+    """
     if backend in CUTS_PROMPTS:
         return None
     return (

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spec.abilities import ABILITIES, chunk_refusal, refusal
+from spec.abilities import ABILITIES, refusal
 from spec.choices import Attention, Backend, Batching, Caching, Dtype, Fusion, Graphs, KvDtype
 from spec.errors import SpecError, shorten
 from spec.parameters import parameter, validate
 
-CHUNK = 512
 MAX_ADDRESS = 2048
 MAX_REQUESTS = 1024  # in flight to a server: each has a thread of its own
 
@@ -44,7 +43,7 @@ class Runtime:
         help="What is computed once: prefix, what sequences have in common too; sequence, each its own; off, nothing.",
     )
     chunk: int = parameter(
-        CHUNK, low=16, high=1_000_000, help="Most tokens of one step of the isoquant back end: longer prompts are cut."
+        512, low=16, high=1_000_000, help="Most tokens of one step of the isoquant back end: longer prompts are cut."
     )
     attention: Attention = parameter(
         Attention.AUTO, help="What computes attention; auto takes the fastest that serves the model here."
@@ -78,8 +77,6 @@ class Runtime:
             why = None if choice == "kv_cache" else refusal(choice, getattr(self, choice), self.backend)
             if why is not None:
                 raise SpecError(why, field=f"runtime.{choice}")
-        if self.chunk != CHUNK and (why := chunk_refusal(self.backend)):
-            raise SpecError(why, field="runtime.chunk")
 
     def _check_server(self) -> None:
         if self.backend is not Backend.OPENAI:

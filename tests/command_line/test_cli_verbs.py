@@ -56,8 +56,14 @@ def test_every_verb_takes_json():
         (["run"], "Missing option '--model'"),
         (["run", "--model", "ok", "--batchsize", "3"], "--batch-size"),
         (["run", "--model", "ok", "extra"], "unexpected extra argument"),
-        (["run", "--model", "ok", "--recipe", "prune", "+", "int4"], "A recipe with spaces needs quotes around it."),
-        (["compress", "--model", "ok", "--recipe", "prune+", "int4"], "A recipe with spaces needs quotes around it."),
+        (
+            ["run", "--model", "ok", "--recipe", "prune", "+", "int4"],
+            "int4). A recipe with spaces needs quotes around it.",
+        ),
+        (
+            ["compress", "--model", "ok", "--recipe", "prune+", "int4"],
+            "int4). A recipe with spaces needs quotes around it.",
+        ),
         (["run", "--model", "ok", "--strategy", "greddy"], "did you mean 'greedy'"),
         (["run", "--model", "ok", "--strategy", "majority:n=0"], "1 to 4096"),
         (["submit", "--model", "ok", "--strategy", "sample:temperature=-1"], "0.01 to 5"),
