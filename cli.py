@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except TyperException as error:
         if message := error.format_message():  # without one, the help was asked for by giving no arguments
-            report_error(SpecError(message), as_json)
+            cut = "extra argument" in message and any(word.startswith("+") or word.endswith("+") for word in given)
+            report_error(SpecError(message + ". A recipe with spaces needs quotes around it." * cut), as_json)
         return EXIT_BAD_INPUT
     except IsoquantError as error:
         report_error(error, as_json)

@@ -8,13 +8,13 @@ from spec.measures import MEASURES, Measure
 
 MISSING = "n/a"
 _PREFIXES = {-4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E"}
-# Units of what is counted, where a thousandth has no name: 0.5 tokens, not 500 m tokens.
-_COUNTED = frozenset({"tokens", "tokens/s", "FLOP", "FLOP/s", "B", "B/s"})
-SHARES = frozenset({"accuracy", "accuracy_low", "accuracy_high", "pass_at_n", "acceptance_rate"})
+# Units of which a thousandth has no name: 0.5 tokens and 0.0111 nats, not 500 m tokens and 11.1 mnats.
+_COUNTED = frozenset({"tokens", "tokens/s", "FLOP", "FLOP/s", "B", "B/s", "nats"})
+SHARES = frozenset({"accuracy", "accuracy_low", "accuracy_high", "pass_at_n", "acceptance_rate", "top1_agreement"})
 
 
 def si(value: float | None, unit: str = "") -> str:
-    """Three significant digits and an SI prefix; none for ``1/s``, and none below 1 for what is counted.
+    """Three significant digits and an SI prefix; none for ``1/s``, and none below 1 for what is counted or in nats.
 
     >>> si(0.01234, "s"), si(999.96, "J"), si(2.5e12, "FLOP"), si(0, "B"), si(None, "J")
     ('12.3 ms', '1.00 kJ', '2.50 TFLOP', '0 B', 'n/a')
@@ -98,8 +98,8 @@ def count(value: float | None) -> str:
 def measure_text(measure: str | Measure, value: float | None) -> str:
     """The value of a measure as text, by its unit.
 
-    >>> measure_text("accuracy", 0.5), measure_text("n_problems", 1000), measure_text("latency_p50_s", 0.0123)
-    ('50.0 %', '1,000', '12.3 ms')
+    >>> measure_text("accuracy", 0.5), measure_text("n_problems", 1000), measure_text("logit_kl", 0.0111)
+    ('50.0 %', '1,000', '0.0111 nats')
     """
     m = MEASURES[measure] if isinstance(measure, str) else measure
     if m.name in SHARES:

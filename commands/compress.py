@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as jsonlib
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from analysis.format import duration, percent, si
 from commands.options import Json, make_recipe
-from commands.output import note, plain, print_json, print_table, say
+from commands.output import Thinned, note, plain, print_json, print_table, say
 from engine import artifacts
 from engine.artifacts import Artifact
 from engine.catalog import resolve
@@ -28,8 +27,10 @@ from spec.paths import absolute_model
 from spec.recipe import STEPS
 
 SAID = "say"  # key of the lines that tell how far it is
-TOLD_EVERY_S = 0.5
 _RECIPE = "Steps joined by plus signs, e.g. prune:level=0.5+int4:group=128; `compress --steps` lists them."
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print JSON for scripts, an object a line: how far it is, at last the result.")
+]
 app = typer.Typer(no_args_is_help=True, help="Compressed models that were prepared.")
 Id = Annotated[str, typer.Argument(help="16 hex digits, as `artifacts list` shows them.", show_default=False)]
 
@@ -39,7 +40,7 @@ def compress(
     recipe: Annotated[str | None, typer.Option("--recipe", help=_RECIPE)] = None,
     device: Annotated[str, typer.Option("--device", help="Where the work is done: auto, cpu, cuda, cuda:N.")] = "auto",
     steps: Annotated[bool, typer.Option("--steps", help="List the steps and their parameters.")] = False,
-    json: Json = False,
+    json: JsonLines = False,
 ) -> None:
     """Prepare a compressed model once; runs that name its recipe load it. Ctrl-C stops; the next call goes on."""
     if steps:
@@ -94,10 +95,13 @@ def show(id: Id, json: Json = False) -> None:
 
 
 @app.command()
-def delete(id: Id) -> None:
+def delete(id: Id, json: Json = False) -> None:
     """Delete a prepared model; runs that were measured with it stay, and it can be prepared again."""
     artifacts.remove(id)
-    say(f"Deleted {id}.")
+    if json:
+        print_json({"id": id, "state": "deleted"})
+    else:
+        say(f"Deleted {id}.")
 
 
 def _show(made: Artifact) -> None:
@@ -132,31 +136,30 @@ def _list_steps(json: bool) -> None:
         print_json(
             [
                 {"step": n, "summary": s.summary, "source": s.source,
-                 "parameters": {p.name: {"default": str(p.default), "allowed": p.allowed, "help": p.help}
+                 "parameters": {p.name: {"default": p.default and str(p.default), "allowed": p.allowed, "help": p.help}
                                 for p in parameters(s)}}
                 for n, s in STEPS.items()
             ]
         )  # fmt: skip
         return
-    rows = [
-        (name, p.name, "" if p.default is None else p.default, p.allowed, p.help)
-        for name, step in STEPS.items()
-        for p in parameters(step)
-    ]
-    print_table(("step", "parameter", "default", "allowed", "meaning"), rows)
+    for name, step in STEPS.items():
+        say(f"{name}: {step.summary}")
+        if step.source:
+            say(f"  {step.source}")
+        rows = [(f"  {p.name}", "" if p.default is None else p.default, p.allowed, p.help) for p in parameters(step)]
+        print_table(("  parameter", "default", "allowed", ""), rows)
+        say("")
 
 
 @contextmanager
 def _told(json: bool) -> Iterator[Callable[[str], None]]:
     """A function that tells how far it is: a status line, lines of text where there is no terminal, or of JSON."""
     console = Console(stderr=True)
-    last = [0.0, ""]
+    thinned = Thinned()
 
     def line(words: str) -> None:
-        subject = words.partition(" of ")[0].rstrip("0123456789 ")
-        if time.monotonic() - last[0] < TOLD_EVERY_S and subject == last[1]:  # type: ignore[operator]
+        if not thinned.due(words):
             return
-        last[:] = time.monotonic(), subject
         if json:
             print(jsonlib.dumps({SAID: words}), flush=True)
         else:

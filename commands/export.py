@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json as jsonlib
 import os
@@ -19,9 +20,10 @@ from commands.database import open_database
 from commands.options import Db, Json
 from commands.output import print_json, say
 from spec.choices import parse_choice
-from spec.errors import SpecError
+from spec.errors import InputError, SpecError, shorten_path
 from spec.paths import expand
 
+FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # not the fault of who named the file
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -56,7 +58,15 @@ def export(format: FormatName = None, output: Output = None, db: Db = None, json
         sys.stdout.buffer.flush()
         return
     path = expand(output).absolute()
-    write_whole(path, data)
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        if error.errno in FULL_OR_BROKEN:
+            raise
+        raise InputError(
+            f"{shorten_path(path)} cannot be written ({error.strerror}); name a file in a folder that is there and "
+            "may be written to."
+        ) from None
     if json:
         print_json({"path": str(path), "format": kind, "rows": len(rows)})
     else:

@@ -197,6 +197,10 @@ def import_results(file: File, db: Db = None, json: Json = False) -> None:
         text = expand(file).read_text()
     except UnicodeDecodeError:
         raise InputError(f"{file} is no text; give a file that `kernels measure --json` wrote.") from None
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror}); give a file that `kernels measure --json` wrote."
+        ) from None
     found = parse_results(text)
     with open_database(db) as store:
         new = store.kernel_results.add(found, source="imported")

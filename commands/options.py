@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -20,10 +22,12 @@ from engine.catalog import resolve, resolve_all
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
 from engine.recipes import check_recipe
-from spec.choices import Backend
+from spec.abilities import chunk_refusal
+from spec.choices import Backend, Dtype
+from spec.errors import SpecError, shorten, unknown
 from spec.parameters import Parameter, parameters
 from spec.paths import absolute_model, expand
-from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe
+from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe, parse_steps, step_with
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import LOGPROB, parse_strategy
 from tasks.registry import check_votes, load_task
@@ -54,7 +58,14 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "seed": ("", "seed"),
     "repeats": ("", "repeats"),
 }
-HELP = {"limit": "How many problems (perplexity: lines of the text); none means all."}
+HELP = {
+    "limit": "How many problems (perplexity: lines of the text); none means all.",
+    "precision": "Number format of the weights; auto is the one the model was saved in; or a quantization, which may "
+    "have parameters, e.g. int4:group=64.",
+}
+PRECISIONS = (*Dtype, *QUANTIZATIONS)
+FIELDS = {f"{part or 'spec'}.{field}": name for name, (part, field) in OPTIONS.items()}  # as errors call them
+_FIELD = re.compile(rf"(?<![\w.'/])({'|'.join(map(re.escape, FIELDS))})(?![\w'/]|\.\w)")  # not in what a user wrote
 SHOWN_SKIPS = 20
 MODELS = ("reward", "draft", "small", "others")  # parameters of strategies that name models
 _MODEL = "Model: a name from `models`, shape:NAME, a folder, or a hub id."
@@ -71,12 +82,16 @@ RecipeText = Annotated[str, typer.Option("--recipe", help=_RECIPE)]
 def _option(name: str) -> inspect.Parameter:
     part, field = OPTIONS[name]
     p = next(p for p in parameters(PARTS[part]) if p.name == field)
-    option = typer.Option("--" + name.replace("_", "-"), help=_help(p, HELP.get(name, p.help)), show_default=False)
+    words = ", ".join(PRECISIONS) if name == "precision" else p.allowed if p.choices or p.low is not None else ""
+    option = typer.Option(_flag(name), help=_help(p, HELP.get(name, p.help), words), show_default=False)
     return _keyword(name, str | None, option, None)
 
 
-def _help(p: Parameter, meaning: str) -> str:
-    words = p.allowed if p.choices or p.low is not None else ""
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _help(p: Parameter, meaning: str, words: str) -> str:
     default = "" if p.default is None else f"default {p.default}"
     extra = "; ".join(filter(None, (words, default)))
     return meaning + (f" ({extra})" if extra else "")
@@ -103,7 +118,9 @@ def takes_spec(verb: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(**values: Any) -> Any:
         chosen = {p.name: values.pop(p.name) for p in options}
         spec = make_spec(**chosen)
-        for line in check(spec)[:SHOWN_SKIPS]:
+        with _in_options():
+            skipped = check(spec)
+        for line in skipped[:SHOWN_SKIPS]:
             note(f"note: left out {line}")
         return verb(spec, **values)
 
@@ -112,6 +129,16 @@ def takes_spec(verb: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+@contextmanager
+def _in_options() -> Iterator[None]:
+    """An error about a field of the specification names the option that sets it."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(_FIELD.sub(lambda found: _flag(FIELDS[found[0]]), str(error)), error.field) from None
+
+
+@_in_options()
 def make_spec(
     model: str, strategy: str = "greedy", skip_bad: bool = False, recipe: str | None = None, **options: str | None
 ) -> RunSpec:
@@ -120,8 +147,13 @@ def make_spec(
     A quantization in the place of a precision is the last step of the recipe: ``--precision int4``.
     """
     data: dict[str, Any] = {"precision": {}, "runtime": {}, "task": {"skip_bad": skip_bad}}
-    if (options.get("precision") or "").partition(":")[0] in QUANTIZATIONS:
-        recipe = "+".join(filter(None, (recipe, options.pop("precision"))))
+    precision = (options.get("precision") or "auto").partition(":")[0]
+    if precision not in PRECISIONS:
+        if meant := step_with(precision):
+            raise SpecError(f"Unknown --precision {shorten(precision)}; write {meant}.", field="precision.weights")
+        raise unknown("--precision", precision, PRECISIONS, field="precision.weights")
+    if precision in QUANTIZATIONS:
+        recipe = _with_quantization(recipe or "", options.pop("precision") or "")
     if recipe is not None:
         data["compression"] = make_recipe(recipe).to_list()
     for name, value in options.items():
@@ -130,10 +162,30 @@ def make_spec(
             (data[part] if part else data)[field] = value
     if "name" in data["task"]:
         data["task"]["name"] = _absolute_task(data["task"]["name"])
-    served = data["runtime"].get("backend", "").partition(":")[0] == Backend.OPENAI
+    backend, _, address = data["runtime"].get("backend", "").partition(":")
+    if (served := backend == Backend.OPENAI) and not (address or data["runtime"].get("server")):
+        raise SpecError(
+            "The back end openai needs the address of a server: --backend openai:http://localhost:8000/v1.",
+            field="runtime.server",
+        )
     data["model"] = model if served else absolute_model(model)
     data["strategy"] = _absolute_models(parse_strategy(strategy).to_dict(), ("reward",) if served else MODELS)
-    return RunSpec.from_dict(data)
+    spec = RunSpec.from_dict(data)
+    if spec.runtime.chunk != Runtime.chunk and (why := chunk_refusal(spec.runtime.backend)):
+        raise SpecError(why, field="runtime.chunk")
+    return spec
+
+
+def _with_quantization(recipe: str, precision: str) -> str:
+    """The recipe of both options, where ``--precision`` names a quantization. Raises SpecError where both do."""
+    steps = parse_steps(recipe)
+    if twice := [step.name for step in steps if isinstance(step, Quantize)]:
+        raise SpecError(
+            f"A model is quantized once: --precision says {precision.partition(':')[0]} and --recipe says "
+            f"{' and '.join(twice)}; leave one out.",
+            field="compression",
+        )
+    return f"{recipe}+{precision}" if steps else precision
 
 
 def _absolute_models(strategy: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from spec.errors import Cancelled, InputError, IsoquantError, ModelError, SpecError
 
+TOLD_EVERY_S = 0.5
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -37,6 +39,22 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """One sentence on stderr, for what is not the result."""
     print(plain(text), file=sys.stderr)
+
+
+class Thinned:
+    """Which lines on how far it is are said: "8 of 128" not soon after "7 of 128", but other work at once."""
+
+    def __init__(self) -> None:
+        self._subject = ""
+        self._at = 0.0
+
+    def due(self, words: str) -> bool:
+        """Whether to say this one now."""
+        subject, now = words.partition(" of ")[0].rstrip("0123456789 "), time.monotonic()
+        if subject == self._subject and now - self._at < TOLD_EVERY_S:
+            return False
+        self._subject, self._at = subject, now
+        return True
 
 
 def report_error(error: BaseException, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 from analysis.format import si
 from commands.database import open_database
 from commands.options import Db, Json, takes_spec
-from commands.output import note, plain, print_json, say
+from commands.output import Thinned, note, plain, print_json, say
 from commands.results import flat, print_levels, print_measures
 from jobs.attempt import Attempt, Ending, Orders, Outcome
 from jobs.pool import CannotStart, EnginePool
@@ -134,6 +134,7 @@ class Display:
         self._lines = not console.is_terminal
         self._last_line = 0.0
         self._last_phase = ""
+        self._thinned = Thinned()
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -147,7 +148,7 @@ class Display:
         if isinstance(event, Phase):
             text = plain(event.detail or _PHASES.get(event.name, event.name))
             self._bar.update(self._task, description=text.replace("[", r"\["))
-            if self._lines and text != self._last_phase:
+            if self._lines and text != self._last_phase and self._thinned.due(text):
                 note(text)
             self._last_phase = text
         elif isinstance(event, Progress):

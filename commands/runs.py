@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
+from analysis.explain import differences
 from analysis.format import count, duration, percent, si
 from commands.database import open_database
-from commands.options import Db, Json
+from commands.options import FIELDS, Db, Json
 from commands.output import print_json, print_table, say
 from commands.results import flat, print_levels, print_measures
 from spec.choices import JobState
 from spec.errors import InputError, unknown
+from spec.results import RunResult
+from spec.run_spec import RunSpec
 from store import NotFound, Run, Store
+from store.jobs import why_not_resumed
 
 LIST_COLUMNS = (
     "run_id", "state", "created", "model", "precision", "strategy_text", "task", "task_limit", "batch_size", "seed",
@@ -32,6 +37,7 @@ State = Annotated[
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at the most.")]
 Deleted = Annotated[bool, typer.Option("--deleted", help="The deleted runs instead of the others.")]
+SHOWN_TEXT = 300
 Days = Annotated[int, typer.Option("--days", min=0, help="Only runs that were deleted so long ago.")]
 
 app = typer.Typer(no_args_is_help=True, help="Look at stored runs; cancel, resume, delete, restore and purge them.")
@@ -81,7 +87,7 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
 
 @app.command()
 def show(run_id: RunId, db: Db = None, json: Json = False) -> None:
-    """Show one run: configuration, state, measures, accuracy by level."""
+    """Show one run: configuration, state, when, measures, accuracy by level, what ran and on which machine."""
     with open_database(db) as store:
         run = _get(store, run_id)
         job = store.jobs.of_run(run_id)
@@ -93,6 +99,9 @@ def show(run_id: RunId, db: Db = None, json: Json = False) -> None:
         return
     say(f"Run {run.run_id}: {run.spec}")
     say(f"{run.state}{' (deleted)' if run.deleted_at else ''}. {run.message or ''}".rstrip())
+    say(", ".join(f"{word} {_date(at)}" for word, at in _instants(run) if at is not None))
+    say("")
+    print_table(("settings", ""), _settings(run.spec))
     if run.result is None:
         say(f"{answered} problems answered." if answered else "Nothing measured yet.")
         for line in (detail or "").splitlines()[-20:]:
@@ -101,8 +110,31 @@ def show(run_id: RunId, db: Db = None, json: Json = False) -> None:
     say("")
     print_measures(run.result)
     print_levels(run.result.by_level)
+    print_table(("what ran, and where", ""), _ran(run.result))
     for text in run.result.notes:
         say(f"Note: {text}")
+
+
+def _instants(run: Run) -> tuple[tuple[str, float | None], ...]:
+    return ("created", run.created), ("started", run.started), ("finished", run.finished)
+
+
+def _date(at: float) -> str:
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+
+
+def _settings(spec: RunSpec) -> list[tuple[str, str]]:
+    """The seed, and what is not at its default; model, recipe and strategy stand above."""
+    usual = RunSpec(spec.model, strategy=spec.strategy, compression=spec.compression)
+    changed = [(d.field, d.ours) for d in differences(spec.to_dict(), usual.to_dict())]
+    named = [(FIELDS.get(f if "." in f else f"spec.{f}", f.rpartition(".")[2]), value) for f, value in changed]
+    return [("seed", str(spec.seed)), *((name.replace("_", "-"), value) for name, value in named if name != "seed")]
+
+
+def _ran(result: RunResult) -> list[tuple[str, str]]:
+    """The environment, what is not known left out; a prompt is shown by its beginning."""
+    found = [(d.field, d.ours) for d in differences(result.environment, {}) if d.ours != "none"]
+    return [(name, value if len(value) <= SHOWN_TEXT else value[:SHOWN_TEXT] + "…") for name, value in found]
 
 
 def as_json(run: Run, answered: int, detail: str | None) -> dict[str, Any]:
@@ -137,7 +169,10 @@ def cancel(run_id: RunId, db: Db = None, json: Json = False) -> None:
 def resume(run_id: RunId, db: Db = None, json: Json = False) -> None:
     """Queue the rest of a run that was cancelled or failed; what it has answered is not asked again."""
     with open_database(db) as store:
-        _done(store.jobs.enqueue(_get(store, run_id).spec, run_id=run_id, source="cli").state, run_id, json)
+        run = _get(store, run_id)
+        if why := why_not_resumed(run):
+            raise InputError(why)
+        _done(store.jobs.enqueue(run.spec, run_id=run_id, source="cli").state, run_id, json)
 
 
 @app.command()
@@ -153,7 +188,8 @@ def delete(run_id: RunId, db: Db = None, json: Json = False) -> None:
 def restore(run_id: RunId, db: Db = None, json: Json = False) -> None:
     """Bring a deleted run back."""
     with open_database(db) as store:
-        _get(store, run_id)
+        if _get(store, run_id).deleted_at is None:
+            raise InputError(f"Run {run_id} is not deleted; there is nothing to restore.")
         store.runs.restore(run_id)
     _done("restored", run_id, json)
 

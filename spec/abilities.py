@@ -24,6 +24,7 @@ ABILITIES: dict[str, dict[Backend, tuple[str, ...]]] = {
         Backend.ONNXRUNTIME: (Caching.SEQUENCE,),
     },
 }
+CUTS_PROMPTS = (Backend.ISOQUANT,)  # what takes a prompt in pieces; the others take it whole
 WORDS = {"graphs": "CUDA graphs", "kv_cache": "KV cache"}
 
 
@@ -43,4 +44,17 @@ def refusal(choice: str, word: str, backend: Backend) -> str | None:
     return (
         f"The back end {backend} has no {WORDS.get(choice, choice)} {word}; for that choice it has {own}. Choose one "
         f"of these{elsewhere}."
+    )
+
+
+def chunk_refusal(backend: Backend) -> str | None:
+    """Why a back end takes no size of the pieces of a prompt, in one sentence with a way out; None where it does.
+
+    For who asks for a new run: those on record that were given one, in vain, can still be read.
+    """
+    if backend in CUTS_PROMPTS:
+        return None
+    return (
+        f"The back end {backend} has no chunk: it cuts no prompts. Leave the chunk out, or choose the back end "
+        f"{' or '.join(CUTS_PROMPTS)}."
     )

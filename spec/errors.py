@@ -18,6 +18,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHORT = 6  # a list of so many words is no burden in a sentence
+
 
 class IsoquantError(Exception):
     """Base of all errors that are shown to the user without a traceback."""
@@ -77,8 +79,15 @@ def shorten_path(path: object, limit: int = 80) -> str:
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], field: str | None = None) -> SpecError:
-    """The error for a name that is not in ``valid``: names the nearest valid one, or lists them all."""
-    options = sorted(str(v) for v in valid)
-    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(options)}."
+    """The error for a name that is not in ``valid``: names the nearest valid one, or lists them all.
+
+    A short list is given beside the nearest one too. A number is near to no other.
+    """
+    options = sorted(map(str, valid), key=lambda o: (not o.isdecimal(), int(o) if o.isdecimal() else 0, o))
+    folded = {o.casefold(): o for o in options}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
+    listed = ", ".join(options)
+    hint = f"choose one of: {listed}."
+    if near and not str(name).isdecimal():
+        hint = f"did you mean {folded[near[0]]!r}?" + (f" There are: {listed}." if 1 < len(options) <= SHORT else "")
     return SpecError(f"Unknown {kind} {shorten(name)}; {hint}", field=field)

@@ -63,7 +63,8 @@ def parse_named(text: str, known: Mapping[str, type[Kind]], what: str) -> Kind:
     for part in filter(None, (p.strip() for p in _PART.findall(rest))):
         key, equals, value = (s.strip() for s in part.partition("="))
         if not equals or not value:
-            raise SpecError(f"Write {what} parameters as name=value, not {shorten(part)}.", field=what)
+            comma = r" A comma inside a value is written \,." if values else ""
+            raise SpecError(f"Write {what} parameters as name=value, not {shorten(part)}.{comma}", field=what)
         if key in values:
             raise SpecError(f"{what.capitalize()} parameter {key!r} is given twice.", field=what)
         values[key] = _ESCAPED.sub(r"\1", value)

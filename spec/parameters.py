@@ -20,7 +20,10 @@ from spec.errors import SpecError, shorten, unknown
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One declared parameter: its name, type, default, allowed range (inclusive) and a one-sentence meaning."""
+    """One declared parameter: its name, type, default, allowed range (inclusive) and a one-sentence meaning.
+
+    ``only``: the few words of its type that are allowed; ``words``: what is allowed, where the range does not say it.
+    """
 
     name: str
     type: type
@@ -29,15 +32,21 @@ class Parameter:
     high: float | None
     help: str
     optional: bool
+    only: tuple[str, ...] = ()
+    words: str = ""
 
     @property
     def choices(self) -> list[str] | None:
         """The words allowed, for a named parameter; None for a number or free text."""
-        return [m.value for m in self.type] if issubclass(self.type, StrEnum) else None
+        if not issubclass(self.type, StrEnum):
+            return None
+        return [m.value for m in self.type if not self.only or m in self.only]
 
     @property
     def allowed(self) -> str:
         """The allowed values in words, e.g. ``1 to 4096``."""
+        if self.words:
+            return self.words
         if self.choices:
             return ", ".join(self.choices)
         if self.low is None and self.high is None:
@@ -61,10 +70,12 @@ def parameter(
     high: float | None = None,
     kind: type | None = None,
     optional: bool = False,
+    only: tuple[str, ...] = (),
+    words: str = "",
 ) -> Any:
     """A dataclass field that carries its own table row. ``kind`` is needed where the default is None."""
     meta = {"help": help, "low": low, "high": high, "type": kind or type(default), "optional": optional}
-    return field(default=default, metadata={"parameter": meta})
+    return field(default=default, metadata={"parameter": meta | {"only": only, "words": words}})
 
 
 def parameters(cls: type) -> list[Parameter]:
@@ -74,7 +85,7 @@ def parameters(cls: type) -> list[Parameter]:
 
 def _of(f: Field[Any]) -> Parameter:
     m = f.metadata["parameter"]
-    return Parameter(f.name, m["type"], f.default, m["low"], m["high"], m["help"], m["optional"])
+    return Parameter(name=f.name, default=f.default, **m)
 
 
 def coerce(p: Parameter, value: Any, field_name: str) -> Any:
@@ -95,7 +106,10 @@ def coerce(p: Parameter, value: Any, field_name: str) -> Any:
 
 def _number(p: Parameter, value: Any, field_name: str) -> int | float:
     what = "a whole number" if p.type is int else "a number"
-    error = SpecError(f"{field_name} must be {what} ({p.allowed}), not {shorten(value)}.", field=field_name)
+    error = SpecError(
+        f"{field_name} must be {what} ({p.allowed}), not {shorten(value)}{_without_percent(p, value)}.",
+        field=field_name,
+    )
     if isinstance(value, bool):
         raise error
     try:
@@ -107,6 +121,14 @@ def _number(p: Parameter, value: Any, field_name: str) -> int | float:
     if not math.isfinite(number) or (p.type is int and not number.is_integer()):
         raise error
     return int(number) if p.type is int else number
+
+
+def _without_percent(p: Parameter, value: Any) -> str:
+    """How a share in percent is written, to be put behind the error; nothing for what is none."""
+    number = value.strip().removesuffix("%").strip() if isinstance(value, str) and value.strip().endswith("%") else ""
+    if p.type is not float or not number.replace(".", "", 1).isdecimal():
+        return ""
+    return f"; write {float(number) / (100 if p.high is not None and p.high <= 1 else 1):g}"
 
 
 def validate(obj: Any, prefix: str) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from spec.compression.reduce import LowRank, Prune
 from spec.compression.train import Aware, Distill, Recover
 from spec.errors import SpecError, shorten
 from spec.named import named_from_dict, parse_named
+from spec.parameters import parameters
 
 __all__ = [
     "STEPS",
@@ -39,6 +41,8 @@ __all__ = [
     "Step",
     "Trained",
     "parse_recipe",
+    "parse_steps",
+    "step_with",
 ]
 
 STEPS: dict[str, type[Step]] = {
@@ -48,6 +52,7 @@ STEPS: dict[str, type[Step]] = {
         *(Prune, LowRank, Recover, Distill, Aware, Calibrate),
     )
 }
+TEXTS = {p.name for step in STEPS.values() for p in parameters(step) if p.type is str}  # may hold a plus sign
 MAX_CHAIN = 16
 _STEP = re.compile(r"(?:\\.|[^+\\]|\\$)+|\+", re.DOTALL)  # a step, or the plus sign between two
 
@@ -66,6 +71,11 @@ class Recipe:
         if self.steps and not self.work:
             raise SpecError("calibrate alone changes nothing; add a step, e.g. + int4.", field="compression")
         for before, after in zip(self.work, self.work[1:], strict=False):
+            if isinstance(before, Quantize) and isinstance(after, Quantize):
+                raise SpecError(
+                    f"A model is quantized once: {before.name} and {after.name} both do so; leave one out.",
+                    field="compression",
+                )
             if before.stage is Stage.QUANTIZE:
                 raise SpecError(
                     f"{after.name} cannot follow {before.name}: quantized weights are not changed any more. Put "
@@ -156,10 +166,10 @@ def _too_long(count: int) -> SpecError:
     return SpecError(f"A recipe has {MAX_CHAIN} steps at most, and calibrate, not {count}.", field="compression")
 
 
-def parse_recipe(text: str) -> Recipe:
-    """The recipe written as ``step + step``; empty or ``none`` for no compression. SpecError names the nearest word."""
+def parse_steps(text: str) -> tuple[Step, ...]:
+    """The steps written as ``step + step``, whether or not one can follow another; none for ``none`` and no text."""
     if text.strip() in ("", "none"):
-        return Recipe()
+        return ()
     found = _STEP.findall(text)
     parts = [p.strip() for p in found[::2]]
     if "+" in parts or not all(parts) or len(found) % 2 == 0 or set(found[1::2]) - {"+"}:
@@ -167,7 +177,44 @@ def parse_recipe(text: str) -> Recipe:
             f"Write a recipe as steps joined by plus signs, e.g. prune:level=0.5+int4, not {shorten(text)}.",
             field="compression",
         )
-    recipe = Recipe(tuple(parse_named(part, STEPS, "compression") for part in parts))
-    if isinstance(last := recipe.steps[-1], Aware):  # as a part of a chain it stands alone; as a wish it makes no sense
+    for part in parts:
+        name = part.partition(":")[0].strip()
+        if name not in STEPS and (meant := step_with(part) or step_with(name)):
+            raise SpecError(f"Unknown compression {shorten(part)}; write {meant}.", field="compression")
+    return tuple(_parsed(part, before) for before, part in zip(("", *parts), parts, strict=False))
+
+
+def _parsed(part: str, before: str) -> Step:
+    """One step. An error says how a plus sign is written where the step before it may have been cut at one."""
+    try:
+        return parse_named(part, STEPS, "compression")
+    except SpecError as error:
+        if error.field != "compression" or not any(f"{name}=" in before for name in TEXTS):
+            raise
+        raise SpecError(rf"{error} A plus sign inside a value is written \+.", field=error.field) from None
+
+
+def step_with(word: str) -> str | None:
+    """The first step, as it is written, of which a parameter takes this word; None where none does.
+
+    >>> step_with("gptq"), step_with("heads"), step_with("int4")
+    ('int4:rounding=gptq', 'prune:structure=heads', None)
+    """
+    word = word.casefold()
+    for name, step in STEPS.items():
+        for p in parameters(step):
+            if word in (p.choices or ()) and word != p.default:
+                with contextlib.suppress(SpecError):  # taken by itself it has to be a step
+                    step(**{p.name: word})
+                    return f"{name}:{p.name}={word}"
+    return None
+
+
+def parse_recipe(text: str) -> Recipe:
+    """The recipe written as ``step + step``; empty or ``none`` for no compression. SpecError names the nearest word."""
+    recipe = Recipe(parse_steps(text))
+    if recipe and isinstance(
+        last := recipe.steps[-1], Aware
+    ):  # as a part of a chain it stands alone; as a wish it makes no sense
         raise SpecError(f"qat prepares for a quantization: add + {last.format}.", field="compression")
     return recipe

@@ -90,9 +90,9 @@ class Runtime:
         address = (self.server or "").strip().rstrip("/")
         scheme, separator, host = address.partition("://")
         if scheme not in ("http", "https") or not separator or not host or len(address) > MAX_ADDRESS:
+            other = f", not {shorten(self.server)}" if address else ""
             raise SpecError(
-                "The back end openai needs the address of a server, e.g. http://localhost:8000/v1, not "
-                f"{shorten(self.server)}.",
+                f"The back end openai needs the address of a server, e.g. http://localhost:8000/v1{other}.",
                 field="runtime.server",
             )
         odd = any(c.isspace() or not c.isprintable() or not c.isascii() for c in address)

@@ -24,10 +24,24 @@ from store.connection import Connection, Row
 from store.errors import NotFound
 from store.job_rows import READ_JOB, WAITING, Job, Lease, move, read_job, record
 from store.leases import CANCELLED, Leases
+from store.run_rows import Run
 from store.runs import Runs, check_same_spec
 from store.values import marks, text
 
-__all__ = ["Job", "Jobs", "Lease"]
+__all__ = ["Job", "Jobs", "Lease", "why_not_resumed"]
+
+
+def why_not_resumed(run: Run) -> str | None:
+    """Why nothing of a run is left to do, in one sentence with a way out; None for one that ended early."""
+    if run.deleted_at is not None:
+        return f"Run {run.run_id} is deleted; restore it before resuming it."
+    if run.state is JobState.SUCCEEDED:
+        return (
+            f"Run {run.run_id} is finished: only one that ended early can be resumed. To measure again, start it anew."
+        )
+    if not run.state.is_final:
+        return f"Run {run.run_id} is {run.state}: only one that ended early can be resumed. Wait, or cancel it first."
+    return None
 
 
 class Jobs(Leases):
@@ -81,10 +95,8 @@ class Jobs(Leases):
     def _reopen(self, run_id: str, spec: RunSpec) -> None:
         run = self._runs.get(run_id, samples=False)
         check_same_spec(run, spec)
-        if run.deleted_at is not None:
-            raise StoreError(f"Run {run_id} is deleted; restore it before resuming it.")
-        if not run.state.is_final or run.state is JobState.SUCCEEDED:
-            raise StoreError(f"Run {run_id} is {run.state}; only a run that ended early can be resumed.")
+        if why := why_not_resumed(run):
+            raise StoreError(why)
         self._connection.execute(
             "UPDATE runs SET state = ?, message = NULL, finished = NULL WHERE run_id = ?",
             (str(JobState.QUEUED), run_id),

@@ -30,6 +30,8 @@ def test_si_keeps_three_digits(value, negative):
         (999.4, "J", "999 J"),
         (0, "s", "0 s"),
         (12_300, "tokens", "12.3 k tokens"),
+        (0.0111, "nats", "0.0111 nats"),
+        (2.5, "nats", "2.50 nats"),
         (1.5, "", "1.50"),
         (1e30, "FLOP", "1000000000000 EFLOP"),
         (math.nan, "J", "n/a"),
@@ -100,3 +102,8 @@ def test_bytes_and_shares():
 )
 def test_prefixes_only_where_they_have_a_meaning(name, value, text):
     assert measure_text(name, value) == text
+
+
+def test_figures_of_a_compressed_model_read_as_artifacts_print_them():
+    assert measure_text("logit_kl", 0.0111) == "0.0111 nats"
+    assert measure_text("top1_agreement", 0.973) == "97.3 %"

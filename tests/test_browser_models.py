@@ -95,7 +95,7 @@ def test_it_survives_the_web_app_and_is_stopped(page, served):
 def test_what_cannot_be_and_what_fails_is_said(page):
     go(page, "/models?model=lab-xs")
     recipe(page, "int4+int8")
-    expect(page.get_by_text("int8 cannot follow int4")).to_be_visible()
+    expect(page.get_by_text("A model is quantized once: int4 and int8")).to_be_visible()
     expect(prepare(page)).to_be_disabled()
     go(page, "/models?model=nobody/such-a-model")
     recipe(page, "int4")

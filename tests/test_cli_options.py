@@ -132,22 +132,41 @@ def test_every_spec_can_be_said_with_options(spec):
         (["--strategy", "sample:temperature=nan"], "a number", "sample.temperature"),
         (["--strategy", "majority:n"], "name=value", "strategy"),
         (["--strategy", ""], "must be given", "strategy"),
-        (["--precision", "bf61"], "did you mean 'bf16'", "precision.weights"),
+        (["--precision", "bf61"], "Unknown --precision 'bf61'; did you mean 'bf16'", "precision.weights"),
+        (["--precision", "FP16"], "did you mean 'fp16'", "precision.weights"),
+        (["--precision", "gptq"], "Unknown --precision 'gptq'; write int4:rounding=gptq.", "precision.weights"),
+        (["--precision", "int9"], "did you mean 'int8'", "precision.weights"),
+        (["--precision", "q8_0"], "bf16, fp16, fp32, fp8, int4, int8", "precision.weights"),
         (["--attention", "spda"], "did you mean 'sdpa'", "runtime.attention"),
         (["--backend", "transformer"], "did you mean 'transformers'", "runtime.backend"),
         (["--device", "gpu"], "Unknown device 'gpu'", "runtime.device"),
-        (["--batch-size", "0"], "1 to 65536", "runtime.batch_size"),
+        (["--batch-size", "0"], "--batch-size must be 1 to 65536,", "runtime.batch_size"),
+        (
+            ["--batch-size", "2000", "--backend", "openai:http://localhost:1/v1"],
+            "in flight; lower --batch-size.",
+            "runtime.batch_size",
+        ),
+        (["--chunk", "64", "--backend", "onnxruntime"], "onnxruntime has no chunk", "runtime.chunk"),
+        (["--chunk", "64", "--backend", "transformers"], "transformers has no chunk", "runtime.chunk"),
+        (["--chunk", "64", "--backend", "openai:http://localhost:1/v1"], "openai has no chunk", "runtime.chunk"),
+        (["--backend", "openai"], "of a server: --backend openai:http://localhost:8000/v1.", "runtime.server"),
+        (["--backend", "openai:"], "of a server: --backend openai:http://localhost:8000/v1.", "runtime.server"),
+        (["--backend", "openai", "--server", "x"], "e.g. http://localhost:8000/v1, not 'x'.", "runtime.server"),
         (["--batch-size", "many"], "a whole number", "runtime.batch_size"),
         (["--batch-size", "1e309"], "a whole number", "runtime.batch_size"),
-        (["--limit", "0"], "1 to 10,000,000", "task.limit"),
-        (["--limit", "-5"], "1 to 10,000,000", "task.limit"),
-        (["--seed", "-1"], "0 to", "spec.seed"),
+        (["--limit", "0"], "--limit must be 1 to 10,000,000,", "task.limit"),
+        (
+            ["--limit", "task.limit"],
+            "--limit must be a whole number (1 to 10,000,000), not 'task.limit'.",
+            "task.limit",
+        ),
+        (["--seed", "-1"], "--seed must be 0 to", "spec.seed"),
         (["--repeats", "0"], "1 to 100", "spec.repeats"),
         (["--prompt-style", "fewshot"], "did you mean 'few-shot'", "task.prompt_style"),
         (["--prompt-template", "no place"], "{question}", "task.prompt_template"),
         (["--checker", "maths"], "did you mean 'math'", "task.checker"),
-        (["--task", " "], "task.name must be", "task.name"),
-        (["--task", "x" * 5000], "task.name must be", "task.name"),
+        (["--task", " "], "--task must be", "task.name"),
+        (["--task", "x" * 5000], "--task must be", "task.name"),
         (["--model", ""], "model must be", "model"),
         (["--model", "a\0b"], "model must be", "model"),
     ],
@@ -159,6 +178,25 @@ def test_a_bad_value_is_named_with_what_is_allowed(arguments, words, field):
     assert words in str(caught.value)
     assert caught.value.field == field
     assert "\0" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"), [("int8", "int8"), ("int4", "int4"), ("prune+int8", "int8"), ("int4+int8", "int4 and int8")]
+)
+def test_a_quantization_in_both_options_is_told_by_the_names_of_both(recipe, said):
+    with pytest.raises(SpecError) as caught:
+        read("--model", "lab-s", "--precision", "int4:group=32", "--recipe", recipe)
+    assert str(caught.value) == (
+        f"A model is quantized once: --precision says int4 and --recipe says {said}; leave one out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "whole"), [("none", "int4"), ("", "int4"), ("qat", "qat+int4"), ("prune", "prune+int4")]
+)
+def test_a_quantization_as_precision_is_the_last_step_of_the_recipe(recipe, whole):
+    said = read("--model", "lab-s", "--precision", "int4", "--recipe", recipe)
+    assert said == read("--model", "lab-s", "--recipe", whole)
 
 
 def test_paths_are_made_absolute_for_a_worker_that_runs_elsewhere(tmp_path, monkeypatch):
@@ -251,6 +289,23 @@ def test_every_choice_of_execution_is_an_option(capsys):
         for name in ("attention", "backend", "batching", "caching", "chunk", "fusion", "graphs", "kv-cache")
     )
     assert read("--model", "lab-s", "--kv-cache", "auto") == RunSpec("lab-s")
+
+
+def test_help_names_every_precision_there_is(capsys):
+    with pytest.raises(SystemExit):
+        cli_help()
+    shown = "".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(auto,fp32,bf16,fp16,int8,int8-dynamic,int8-static,int4,nf4,fp8,mixed;defaultauto)" in shown
+
+
+def test_what_only_the_check_finds_names_the_option_too(monkeypatch):
+    def refuse(spec):
+        raise SpecError("task.name x cannot be.", field="task.name")
+
+    monkeypatch.setattr("commands.options.check", refuse)
+    with pytest.raises(SpecError, match=r"^--task x cannot be\.$") as caught:
+        read("--model", "lab-s")
+    assert caught.value.field == "task.name"
 
 
 def test_the_limit_says_what_it_counts(capsys):

@@ -102,14 +102,35 @@ def test_a_plus_sign_that_joins_nothing_is_told(text):
     [
         ("int5", "did you mean 'int4'|int8"),
         ("int4:grup=32", "did you mean 'group'"),
-        ("int4:group=100", "32, 64|128"),
+        ("int4:group=100", "choose one of: 32, 64, 128, auto, row"),
+        ("int4:group=48", "choose one of: 32, 64, 128, auto, row"),
+        ("int4:group=atuo", r"did you mean 'auto'\? There are: 32, 64, 128, auto, row"),
+        ("INT4", "did you mean 'int4'"),
+        ("int4:rounding=GPTQ", "did you mean 'gptq'"),
+        ("calibrate:data=text:/a,b+int4", r"not 'b'\. A comma inside a value is written \\,\."),
+        ("calibrate:data=text:/a+b+int4", r"Unknown compression 'b'; .* A plus sign inside a value is written \\\+\."),
+        ("distill:teacher=/a+b:c+int4", r"A plus sign inside a value is written \\\+\."),
+        ("int4:b", r"not 'b'\.$"),
+        ("recover+b", "qat, recover\\.$"),
+        ("gptq", "write int4:rounding=gptq"),
+        ("AWQ", "write int4:rounding=awq"),
+        ("prune + gptq:group=32", "write int4:rounding=gptq"),
+        ("wanda", "write prune:method=wanda"),
+        ("2:4", "write prune:structure=2:4"),
+        ("taylor", "choose one of: calibrate"),
+        ("prune:level=50%", r"not '50%'; write 0\.5\."),
+        ("prune:level=12.5 %", r"write 0\.125\."),
+        ("int8-static:percentile=99%", r"write 99\."),
+        ("prune:rounds=50%", r"not '50%'\."),
+        ("prune:level=..%", r"not '\.\.%'\."),
         ("prune:level=1.0", "above 0 and be 0.9 at most, not 1"),
         ("prune:level=0", "above 0"),
         ("prune:level=0.95", "0.9 at most"),
-        ("prune:level=-1", "0 to 1|above 0"),
         ("prune:level=nan", "a number|0 to 1"),
         ("prune:structure=neurons,method=wanda", "not chosen by wanda; choose magnitude"),
-        ("prune:structure=layers", "not chosen by magnitude"),
+        ("prune:structure=layers,method=magnitude", "not chosen by magnitude"),
+        ("prune:level=-1", "must be above 0, 0.9 at most, not"),
+        ("lowrank:ratio=2", "must be above 0, below 1, not"),
         ("prune:structure=2:4,level=0.4", "level 0.5"),
         ("prune:structure=2:4,scope=global", "scope auto"),
         ("prune:structure=neurons,scope=output", "not chosen among the weights of an output"),
@@ -121,7 +142,8 @@ def test_a_plus_sign_that_joins_nothing_is_told(text):
         ("lowrank+int4:rounding=awq", "choose rounding gptq"),
         ("mixed:rounding=awq", "choose gptq or nearest"),
         ("int8+prune", "Put int8 last"),
-        ("int8+int4", "Put int8 last"),
+        ("int8+int4", "quantized once: int8 and int4 both do so; leave one out"),
+        ("int4+int4", "quantized once: int4 and int4 both do so; leave one out"),
         ("qat", r"add \+ int4"),
         ("qat+recover", "must follow it"),
         ("qat:format=int8+int4", "qat prepares for int8"),
@@ -148,7 +170,8 @@ def test_what_cannot_be_is_told(text, words):
 
 @pytest.mark.parametrize("text", ["prune+lowrank+recover+int8", "qat+int4", "qat:format=nf4+nf4",
                                   "lowrank+prune+int4", "calibrate:data=gsm8k+recover",
-                                  "prune:structure=2:4+recover+int8-dynamic"])  # fmt: skip
+                                  "prune:structure=2:4+recover+int8-dynamic", "recover+prune+lowrank",
+                                  "calibrate:samples=9+recover+prune+recover+lowrank+int4:rounding=gptq"])  # fmt: skip
 def test_what_may_follow_what(text):
     assert parse_recipe(text)
 
@@ -203,6 +226,23 @@ def test_texts_stay_with_the_steps_that_look_at_them():
     assert LowRank().needs_data
     assert not Prune().needs_data
     assert Prune(recover=1).needs_data
+
+
+@pytest.mark.parametrize("structure", Structure)
+def test_every_structure_can_be_pruned_without_a_word_on_how(structure):
+    step = parse_recipe(f"prune:structure={structure}").steps[0]
+    method = "activation" if structure is Structure.LAYERS else "magnitude"
+    assert step == Prune(structure=structure) == Prune(structure=structure, method=method)
+    assert step.to_dict()["method"] == str(step.method) == method
+    assert f"method={method}" in str(step)
+
+
+def test_what_is_said_to_be_allowed_is():
+    said = {f"{name}.{p.name}": p.allowed for name, kind in STEPS.items() for p in parameters(kind)}
+    assert said["prune.level"] == "above 0, 0.9 at most"
+    assert said["lowrank.ratio"] == "above 0, below 1"
+    assert said["mixed.rounding"] == "nearest, gptq"
+    assert said["int4.rounding"] == "nearest, gptq, awq"
 
 
 def test_every_structure_has_its_criteria_and_every_step_a_summary():

@@ -135,6 +135,11 @@ def test_perplexity_takes_no_choice_that_its_pass_would_ignore(choice):
     RunSpec("m", runtime=Runtime(backend="transformers", attention="eager"), task=TaskSpec("perplexity:/a.txt"))
 
 
+def test_a_run_on_record_with_a_chunk_that_was_ignored_can_be_read():
+    spec = RunSpec("m", runtime=Runtime(backend="onnxruntime", chunk=64))
+    assert RunSpec.from_dict(spec.to_dict()) == spec
+
+
 def test_choices_that_came_later_keep_the_key_of_before():
     plain = RunSpec("m")
     data = plain.to_dict()
@@ -266,3 +271,11 @@ def test_guesses_need_a_cache(strategy):
     with pytest.raises(SpecError, match="cache cannot be off") as caught:
         RunSpec("lab-s", strategy=parse_strategy(strategy), runtime=Runtime(caching=Caching.OFF))
     assert caught.value.field == "runtime.caching"
+
+
+@pytest.mark.parametrize("server", [None, "", " "])
+def test_a_missing_address_is_asked_for_in_words(server):
+    with pytest.raises(SpecError, match=r"e\.g\. http://localhost:8000/v1\.$"):
+        Runtime(backend="openai", server=server)
+    with pytest.raises(SpecError, match=r"not 'localhost:8000'\.$"):
+        Runtime(backend="openai", server="localhost:8000")

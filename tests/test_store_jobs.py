@@ -364,7 +364,7 @@ def test_only_an_ended_run_of_the_same_kind_can_be_resumed(store):
     done = a_finished_run(store)
     cancelled = store.jobs.enqueue(a_spec(seed=3))
     store.jobs.request_cancel(cancelled.job_id)
-    for run_id, says in ((live.run_id, "is queued"), (done, "is succeeded")):
+    for run_id, says in ((live.run_id, "is queued"), (done, "is finished")):
         with pytest.raises(StoreError, match=says):
             store.jobs.enqueue(store.runs.get(run_id).spec, run_id=run_id)
     with pytest.raises(SpecError, match="another specification"):

@@ -336,7 +336,7 @@ def test_choosing_a_recipe_fills_the_field_and_prepare_starts_it(monkeypatch):
     ("model", "recipe", "said"),
     [
         ("lab-xs", "int5", "did you mean"),
-        ("lab-xs", "int4+int8", "cannot follow"),
+        ("lab-xs", "int4+int8", "quantized once"),
         ("lab-xs", "", "Write a recipe"),
         ("lab-xs", "int4:group=128", "do not divide"),
         ("shape:pythia-410m", "int4", "random weights"),

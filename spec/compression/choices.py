@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """What a step of a compression changes; a recipe goes through them in this order."""
+    """What a step of a compression changes."""
 
     DATA = "data"
     REDUCE = "reduce"

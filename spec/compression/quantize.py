@@ -147,7 +147,11 @@ class Mixed(Quantize):
         5.0, low=4.0, high=16.0, help="Mean bits of a weight that the layers may take together, scales left out."
     )
     group: Grouping = _group(Grouping.AUTO)
-    rounding: Rounding = parameter(Rounding.NEAREST, help="How weights are rounded: nearest or gptq.")
+    rounding: Rounding = parameter(
+        Rounding.NEAREST,
+        only=(Rounding.NEAREST, Rounding.GPTQ),
+        help="nearest: each weight by itself; gptq: later weights make up for earlier ones' rounding.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

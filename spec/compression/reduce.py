@@ -10,7 +10,7 @@ from spec.errors import SpecError
 from spec.parameters import parameter
 
 MAX_LEVEL = 0.9
-RULES = {
+RULES = {  # what may choose; the first does where nobody says
     Structure.WEIGHTS: (Criterion.MAGNITUDE, Criterion.WANDA),
     Structure.TWO_OF_FOUR: (Criterion.MAGNITUDE, Criterion.WANDA),
     Structure.NEURONS: (Criterion.MAGNITUDE, Criterion.ACTIVATION, Criterion.TAYLOR),
@@ -35,11 +35,16 @@ class Prune(Step):
         "removed, which makes the model smaller and faster.",
     )
     method: Criterion = parameter(
-        Criterion.MAGNITUDE,
+        None,
+        kind=Criterion,
+        optional=True,
         help="What goes first: magnitude, the smallest; wanda, the smallest times its input; activation, what changes "
-        "the hidden state least; taylor, what changes the loss least by its gradient.",
+        "the hidden state least; taylor, what changes the loss least by its gradient. Where none is named: magnitude, "
+        "for layers activation.",
     )
-    level: float = parameter(0.5, low=0.0, high=1.0, help="Share that is taken out, up to 0.9.")
+    level: float = parameter(
+        0.5, low=0.0, high=1.0, words=f"above 0, {MAX_LEVEL} at most", help="Share that is taken out, up to 0.9."
+    )
     scope: Scope = parameter(
         Scope.AUTO,
         help="output: the same share of the weights of each output; layer: of each matrix or layer; global: the least "
@@ -54,6 +59,8 @@ class Prune(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method is None:
+            object.__setattr__(self, "method", RULES[self.structure][0])
         if not 0 < self.level <= MAX_LEVEL:
             raise SpecError(
                 f"prune.level must lie above 0 and be {MAX_LEVEL} at most, not {self.level:g}: it is the share that is "
@@ -107,7 +114,9 @@ class LowRank(Step):
     source = "Yuan et al. 2023, ASVD, arXiv 2312.05821; Wang et al. 2024, SVD-LLM, arXiv 2403.07378"
     always = ("ratio",)
 
-    ratio: float = parameter(0.5, low=0.0, high=1.0, help="Rank that is kept, as a share of the full rank.")
+    ratio: float = parameter(
+        0.5, low=0.0, high=1.0, words="above 0, below 1", help="Rank that is kept, as a share of the full rank."
+    )
     scaling: Scaling = parameter(
         Scaling.ACTIVATION, help="activation: what the matrix does to real activations is kept best; none: its numbers."
     )

@@ -10,6 +10,7 @@ import pytest
 
 from engine import artifacts
 from engine.measure.hardware import ROOT
+from spec.recipe import STEPS
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def test_a_model_is_prepared_once_listed_shown_run_and_deleted(cli):
     assert run["environment"]["compression"] == "int8"
     assert run["logit_kl"] == made["errors"]["logit_kl"]
     assert run["weights_bytes"] == made["bytes"]
-    cli("artifacts", "delete", made["id"])
+    assert json.loads(cli("artifacts", "delete", made["id"], "--json")[0]) == {"id": made["id"], "state": "deleted"}
     assert artifacts.find(made["id"]) is None
     assert "no prepared model" in cli("artifacts", "delete", made["id"], expect=2)[1]
 
@@ -72,9 +73,13 @@ def test_what_cannot_be_prepared_is_said_and_leaves_nothing_behind(cli, words, p
 
 
 def test_steps_are_listed_with_their_parameters(cli):
-    assert "rounding" in cli("compress", "--steps")[0]
+    shown = cli("compress", "--steps")[0]
+    assert "rounding" in shown
+    assert all(f"{name}: {step.summary}" in shown for name, step in STEPS.items())
     listed = {s["step"]: s for s in json.loads(cli("compress", "--steps", "--json")[0])}
     assert listed["int4"]["parameters"]["group"]["default"] == "auto"
+    assert listed["prune"]["parameters"]["method"]["default"] is None
+    assert listed["prune"]["parameters"]["rate"]["default"] == "0.0001"
 
 
 def test_ctrl_c_stops_it_and_the_next_call_goes_on(tmp_path):

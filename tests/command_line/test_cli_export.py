@@ -42,9 +42,14 @@ def test_export_to_a_file(isoquant, stored, tmp_path, kind):
         (["--format", "xlsx"], 2, "csv, json, parquet"),
         (["--format", "parqet"], 2, "did you mean 'parquet'"),
         (["--format", "parquet"], 2, "--output"),
-        (["--output", "/absent/folder/x.csv"], 1, "/absent/folder/x.csv: No such file or directory"),
-        (["--output", "/tmp/" + "x" * 256], 1, "xxx: File name too long"),
-        (["--output", "/proc/x.csv"], 1, "/proc"),
+        (
+            ["--output", "/absent/folder/x.csv"],
+            2,
+            "'/absent/folder/x.csv' cannot be written (No such file or directory)",
+        ),
+        (["--output", "/tmp/" + "x" * 256], 2, "File name too long"),
+        (["--output", "/tmp"], 2, "name a file"),
+        (["--output", "/proc/x.csv"], 2, "/proc"),
     ],
 )
 def test_export_mistakes(isoquant, arguments, code, words):
@@ -52,6 +57,15 @@ def test_export_mistakes(isoquant, arguments, code, words):
     assert (got, out) == (code, "")
     assert err.startswith("error: ")
     assert words in err
+
+
+def test_a_full_disk_is_no_fault_of_the_name(isoquant, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("commands.export.write_whole", full)
+    code, _, err = isoquant("export", "--output", tmp_path / "x.csv")
+    assert (code, err) == (1, f"error: {tmp_path}/x.csv: No space left on device.\n")
 
 
 def test_export_as_csv_and_json_at_once_is_refused(isoquant):

@@ -91,6 +91,9 @@ def test_a_file_that_is_none_is_refused_with_its_line(isoquant, tmp_path, text, 
     assert words in err
     (tmp_path / "g").write_bytes(b"\xff\xfe\x00")
     assert isoquant("kernels", "import", tmp_path / "g")[0] == 2
+    for name in ("nosuch", ""):
+        code, _, err = isoquant("kernels", "import", tmp_path / name)
+        assert (code, "give a file that `kernels measure --json` wrote" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from commands.run import Display
 from jobs.pool import EnginePool
 from spec.choices import JobState
 from spec.measures import MEASURES
+from spec.results import Phase
 from spec.run_spec import RunSpec, TaskSpec
 from store import open_store
 from tests.fake_engine import FAKE
@@ -108,6 +110,21 @@ def test_partial_accuracy_is_shown_while_it_runs(isoquant, monkeypatch):
     monkeypatch.setattr("commands.run.LINE_EVERY_S", 0.0)
     _, _, err = isoquant("run", "--model", "slow", "--limit", 4)
     assert "4 of 4  accuracy 50 % (15–85)  300 tokens/s" in err
+
+
+def test_how_far_the_preparation_is_is_said_now_and_then(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("commands.output.time.monotonic", lambda: now[0])
+    with Display() as display:
+        for i in range(128):
+            now[0] += 0.02
+            display.show(Phase("compress", f"Reading sample text {i} of 128"))
+        display.show(Phase("compress", "Rounding matrix 1 of 9"))
+        display.show(Phase("measure", ""))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Reading sample text 0 of 128"
+    assert said[-2:] == ["Rounding matrix 1 of 9", "Measuring"]
+    assert len(said) in (7, 8)
 
 
 def test_a_run_for_which_no_process_can_be_started_has_failed(isoquant, monkeypatch):

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import re
+from datetime import datetime
 
 import pytest
 
 from spec.measures import MEASURES
-from spec.run_spec import RunSpec
+from spec.run_spec import RunSpec, Runtime, TaskSpec
 from store import open_store
 from tests.fake_engine import answer, result
 
@@ -93,6 +94,31 @@ def test_runs_show(isoquant, stored):
     assert data["state"] == "succeeded"
 
 
+def test_runs_show_tells_when_with_which_settings_and_on_what_machine(isoquant):
+    ran = result([answer(1)])
+    ran = dataclasses.replace(
+        ran,
+        environment=ran.environment
+        | {"attention": "paged, native forward", "prompt_example": "Q: 1+1?\n\x1b" * 99, "cuda": None},
+    )
+    spec = RunSpec("lab-s", runtime=Runtime(batch_size=8), task=TaskSpec(prompt_style="chat", skip_bad=True))
+    with open_store() as store:
+        run_id = store.runs.save(spec, ran)
+        created = store.runs.get(run_id).created
+        waiting = store.jobs.enqueue(RunSpec("lab-s", seed=7)).run_id
+    shown = isoquant("runs", "show", run_id)[1]
+    rows = {tuple(line.strip().split(maxsplit=1)) for line in shown.splitlines()}
+    assert {("seed", "0"), ("batch-size", "8"), ("prompt-style", "chat"), ("skip-bad", "True")} <= rows
+    assert ("attention", "paged, native forward") in rows
+    assert "stand-in machine" in shown
+    assert f"created {datetime.fromtimestamp(created):%Y-%m-%d}" in shown
+    assert "chunk" not in shown
+    assert "cuda" not in shown
+    assert "\x1b" not in shown
+    assert 0 < shown.count("Q: 1+1?") < 99
+    assert re.search(r"seed +7", isoquant("runs", "show", waiting)[1])
+
+
 def test_runs_show_a_failed_one_with_its_last_words(isoquant):
     isoquant("run", "--model", "fault")
     with open_store() as store:
@@ -122,6 +148,20 @@ def test_cancel_and_resume(isoquant):
     code, _, err = isoquant("runs", "cancel", run_id)
     assert (code, "nothing to cancel" in err) == (2, True)
     assert json.loads(isoquant("runs", "resume", run_id, "--json")[1])["state"] == "queued"
+
+
+def test_what_a_run_cannot_do_in_its_state_is_bad_input(isoquant, stored):
+    code, _, err = isoquant("runs", "resume", stored[0])
+    assert (code, "start it anew" in err) == (2, True)
+    code, out, err = isoquant("runs", "restore", stored[0])
+    assert (code, out, "not deleted; there is nothing to restore" in err) == (2, "", True)
+    isoquant("runs", "delete", stored[0])
+    code, _, err = isoquant("runs", "resume", stored[0])
+    assert (code, "restore it before" in err) == (2, True)
+    with open_store() as store:
+        waiting = store.jobs.enqueue(RunSpec("lab-s")).run_id
+    code, _, err = isoquant("runs", "resume", waiting)
+    assert (code, "is queued" in err, "cancel it first" in err) == (2, True, True)
 
 
 @pytest.mark.parametrize("verb", ["show", "delete", "restore", "cancel", "resume"])

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+import cli
 from spec.errors import InputError, IsoquantError
 from spec.strategy import STRATEGIES
 
@@ -31,6 +33,22 @@ def test_lists_of_what_there_is(isoquant):
     assert "shape:pythia-410m" in isoquant("models")[1]
 
 
+def verbs(group, *names):
+    """Every verb of the command line, as the words that call it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, *names, name)
+        else:
+            yield " ".join((*names, name)), command
+
+
+def test_every_verb_takes_json():
+    without = [
+        name for name, c in verbs(typer.main.get_command(cli.app)) if not any("--json" in p.opts for p in c.params)
+    ]
+    assert without == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -38,6 +56,14 @@ def test_lists_of_what_there_is(isoquant):
         (["run"], "Missing option '--model'"),
         (["run", "--model", "ok", "--batchsize", "3"], "--batch-size"),
         (["run", "--model", "ok", "extra"], "unexpected extra argument"),
+        (
+            ["run", "--model", "ok", "--recipe", "prune", "+", "int4"],
+            "int4). A recipe with spaces needs quotes around it.",
+        ),
+        (
+            ["compress", "--model", "ok", "--recipe", "prune+", "int4"],
+            "int4). A recipe with spaces needs quotes around it.",
+        ),
         (["run", "--model", "ok", "--strategy", "greddy"], "did you mean 'greedy'"),
         (["run", "--model", "ok", "--strategy", "majority:n=0"], "1 to 4096"),
         (["submit", "--model", "ok", "--strategy", "sample:temperature=-1"], "0.01 to 5"),
@@ -76,6 +102,10 @@ def test_a_database_that_is_none_stays_as_it_is(isoquant, tmp_path, content, wor
         assert "Traceback" not in err
     if content is not None:
         assert path.read_bytes() == content
+
+
+def test_an_extra_word_is_not_taken_for_a_recipe(isoquant):
+    assert "quotes" not in isoquant("run", "--model", "ok", "extra")[2]
 
 
 def test_an_option_without_its_value(isoquant):
