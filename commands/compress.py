@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -113,12 +114,13 @@ def _show(made: Artifact) -> None:
         ("divergence of next-token probabilities", f"{errors['logit_kl']:.3g} nats"),
         ("same likeliest next token", percent(errors["top1_agreement"])),
         ("perplexity", f"{errors['perplexity_parent']:.4g} -> {errors['perplexity']:.4g}"),
-        ("error of the last layer's state", _share(errors["layers"][-1])),
+        ("error of the last layer's state", _share(errors["state"])),
         ("largest error of a matrix", _share(max((e for e in errors["matrices"].values() if e), default=None))),
         ("time to prepare the last step", duration(made.seconds)),
         ("folder", str(made.path)),
     ]
     print_table(("", ""), rows)
+    say(f"Run it: python cli.py run --model {shlex.quote(made.model)} --recipe {shlex.quote(str(made.recipe))}")
 
 
 def _share(value: float | None) -> str:

@@ -21,7 +21,7 @@ from engine import refusals
 from engine.catalog import resolve, resolve_all
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
-from engine.recipes import check_recipe
+from engine.recipes import check_apart, check_recipe
 from spec.abilities import chunk_refusal
 from spec.choices import Backend, Dtype
 from spec.errors import SpecError, shorten, unknown
@@ -224,4 +224,5 @@ def check(spec: RunSpec) -> list[str]:
     refusals.check(spec)
     if spec.compression:
         check_recipe(resolve(spec.model), spec.compression)
+        check_apart(spec.compression, spec.task)
     return list(getattr(load_task(spec.task), "skipped", ()))

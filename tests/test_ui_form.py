@@ -293,9 +293,9 @@ def test_a_gpu_brings_its_kernels_into_the_form(monkeypatch):
 
 def test_choices_that_do_not_go_together_are_said_before_the_run(monkeypatch):
     monkeypatch.setattr(offers.refusals, "machine", lambda device: Machine())
-    chosen = {"run_model": SPEC.model, "run_attention": "native", "run_kv_cache": "int8"}
+    chosen = {"run_model": SPEC.model, "run_attention": "plain", "run_fusion": "kernels"}
     at = visit("run", session=chosen)
-    assert "the C++ kernel reads a cache in the format of the weights" in at.error[0].value
+    assert "which has its own attention; choose native, or auto" in at.error[0].value
     assert button(at, "Run").disabled
 
 

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from spec.statistics import percentile, wilson
 from ui.theme import GRID, INK, MUTED, PALE, PAPER
 
 Figure = dict[str, Any]
+PREFIXED = "~s"  # plotly's format with SI prefixes
+NARROW = 0.05  # a range of shares whose ticks need a decimal
 SYMBOLS = ("s", "B", "J", "W", "FLOP")  # units that take a prefix and stand at the ticks, not in the title
 FONT = "'Source Sans', 'Segoe UI', Helvetica, Arial, sans-serif"
 
@@ -80,16 +83,23 @@ def measure_axis(measure: Measure, values: NDArray[np.float64], log: bool) -> Fi
     unit = f" ({measure.unit})" if measure.unit and measure.unit not in SYMBOLS else ""
     scale = ", log scale" if log else ""
     title = f"{measure.label}{unit}{scale}" + (f"   <b>{arrow}</b>" if arrow else "")
-    if measure.name in SHARES:
-        ticks: Figure = {"tickformat": ".0%"}
-    else:
-        ticks = {"tickformat": "~s", "ticksuffix": measure.unit if measure.unit in SYMBOLS else ""}
+    form, words = _ticks(measure, values)
+    ticks: Figure = {"tickformat": form, "ticksuffix": measure.unit if form == PREFIXED and not unit else ""}
     if log:
         at = log_ticks(values)
-        unit = measure.unit if measure.unit in SYMBOLS else ""
-        words = [f"{v:.0%}" if measure.name in SHARES else tick_text(v, unit) for v in at]
-        ticks |= {"type": "log", "tickmode": "array", "tickvals": at, "ticktext": words}
+        ticks |= {"type": "log", "tickmode": "array", "tickvals": at, "ticktext": [words(v) for v in at]}
     return axis(title, **ticks)
+
+
+def _ticks(measure: Measure, values: NDArray[np.float64]) -> tuple[str, Callable[[float], str]]:
+    """How a measure's numbers stand at its ticks: plotly's format, and the same for ticks that are set by hand."""
+    if measure.name in SHARES:
+        found = values[np.isfinite(values)]
+        digits = 1 if found.size > 1 and float(np.ptp(found)) < NARROW else 0
+        return f".{digits}%", lambda v: f"{v:.{digits}%}"
+    if measure.unit == "nats":
+        return "~g", lambda v: f"{v:g}"  # a thousandth of a nat is no unit that anybody uses
+    return PREFIXED, lambda v: tick_text(v, measure.unit if measure.unit in SYMBOLS else "")
 
 
 def log_ticks(values: NDArray[np.float64]) -> list[float]:
