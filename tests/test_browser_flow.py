@@ -118,3 +118,23 @@ def test_without_a_worker_the_page_says_what_to_do(browser, tmp_path, model):
         start(opened)
         expect(opened.get_by_text("No worker is running, so queued runs wait.")).to_be_visible()
         made.close()
+
+
+def test_numbers_typed_at_once_all_stay_and_the_way_back_brings_the_old_ones(page, running, model):
+    configure(page, model, problems=24)
+    fields = {
+        n: page.get_by_role("spinbutton", name=re.compile(f"^{n}")) for n in ("Samples", "Problems", "Batch size")
+    }
+    for value in range(31, 37):
+        for field in fields.values():
+            field.fill(str(value))
+            field.press("Tab")
+    for field in fields.values():
+        expect(field).to_have_value("36")
+    ready(page)
+    page.wait_for_url(re.compile("36.*36.*36"))
+    fields["Problems"].fill("99")
+    fields["Problems"].press("Tab")
+    page.wait_for_url(re.compile("99"))
+    page.go_back()
+    expect(fields["Problems"]).to_have_value("36")
