@@ -58,7 +58,7 @@ def test_a_number_format_is_no_recipe():
     "recipe",
     [
         "int4:group=32,rounding=gptq,head=keep",
-        "prune:structure=heads,method=taylor,level=0.3,scope=global,rounds=2,recover=9,rate=0.001,batch=4+fp8",
+        "prune:structure=neurons,method=taylor,level=0.3,scope=global,rounds=2,recover=9,rate=0.001,batch=4+fp8",
         "lowrank:ratio=0.25+int8-static:percentile=99",
         "lowrank:ratio=0.25,scaling=none",
         "calibrate:data=gsm8k,samples=9+mixed:size=6",

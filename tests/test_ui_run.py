@@ -7,6 +7,7 @@ from synthetic import result
 from engine.measure.hardware import fingerprint
 from spec.choices import JobState
 from spec.errors import StoreError
+from spec.recipe import parse_recipe
 from spec.results import Phase, Progress
 from spec.run_spec import RunSpec, TaskSpec
 from spec.strategy import Greedy, Majority, Weighted
@@ -271,6 +272,17 @@ def test_the_latest_runs_are_drawn_again_while_one_is_live(monkeypatch):
     asked.clear()
     assert "Latest runs" in words(visit("run"))
     assert asked == []
+
+
+def test_a_compressed_model_is_named_wherever_its_run_is():
+    spec = RunSpec(MODEL, task=TaskSpec(limit=100), compression=parse_recipe("prune:level=0.3+int8"))
+    with open_store() as store:
+        run_id = store.runs.save(spec, result(spec, random.Random(0)))
+    at = visit("run", run=run_id)
+    assert f"{MODEL} prune+int8" in words(at)
+    listed = [str(link.proto.label) for link in visit("run").get("page_link")]
+    assert any(label.replace("\\", "").startswith(f"{MODEL} prune+int8") for label in listed)
+    assert f"{MODEL} + {spec.compression}" in visit("runs", run=run_id).title[0].value.replace("\\", "")
 
 
 def test_an_unknown_run_in_the_address_is_a_sentence():

@@ -247,12 +247,15 @@ def _corner(picture: Picture) -> list[Figure]:
 
 
 def _label_places(picture: Picture) -> list[str]:
-    """Labels go towards the better corner, where by definition no point lies, but not over the edge."""
-    up = "top" if picture.y.better is not Better.LOWER else "bottom"
+    """Labels go towards the better corner, where by definition no point lies; at the edge to the opposite one.
+
+    That one is behind the line, which leaves a point towards the other two.
+    """
+    up, down = ("bottom", "top") if picture.y.better is Better.LOWER else ("top", "bottom")
     at = _places(picture.points.x, picture.points.x[picture.frontier], picture.log_x)
     if picture.x.better is Better.HIGHER:
-        return [f"{up} {'right' if place < 1 - LABEL_WIDTH else 'left'}" for place in at]
-    return [f"{up} {'left' if place > LABEL_WIDTH else 'right'}" for place in at]
+        return [f"{up} right" if place < 1 - LABEL_WIDTH else f"{down} left" for place in at]
+    return [f"{up} left" if place > LABEL_WIDTH else f"{down} right" for place in at]
 
 
 def _spaced_labels(picture: Picture) -> list[str]:

@@ -109,7 +109,7 @@ def _follow(run_id: str) -> None:
         with st.container(border=True):
             with st.container(horizontal=True, vertical_alignment="center", wrap=False):
                 components.state_badge(state)
-                name = short_name(run.spec.model, str(run.spec.strategy))
+                name = short_name(run.spec.model, str(run.spec.strategy), str(run.spec.compression or "auto"))
                 st.markdown(f"**{components.plain(name)}**", help=components.plain(run.spec), width="stretch")
                 stopping = state is JobState.CANCELLING
                 if st.button("Cancel", key=f"cancel_{run_id}", disabled=stopping) and job:
@@ -202,7 +202,7 @@ def outcome(store: Store, run_id: str) -> None:
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", wrap=False):
             components.state_badge(run.state)
-            name = short_name(run.spec.model, str(run.spec.strategy))
+            name = short_name(run.spec.model, str(run.spec.strategy), str(run.spec.compression or "auto"))
             st.markdown(f"**{components.plain(name)}**", help=components.plain(run.spec))
         if run.result is not None:
             names = ("accuracy", "latency_p50_s", "throughput_tok_s")
@@ -273,7 +273,7 @@ def _recent(except_for: str | None, limit: int) -> None:
 
 
 def _newest(except_for: str | None, limit: int) -> list[dict[str, Any]]:
-    columns = ("run_id", "state", "model", "strategy_text", "accuracy", "created")
+    columns = ("run_id", "state", "model", "precision", "strategy_text", "accuracy", "created")
     with data.store() as store:
         rows = store.runs.table(columns=columns, limit=limit + 1)
     return [r for r in rows if r["run_id"] != except_for][:limit]
@@ -290,7 +290,7 @@ def _list(rows: list[dict[str, Any]]) -> None:
             components.state_badge(state)
             st.page_link(
                 components.RUNS_PAGE if state in FINAL_STATES else components.RUN_PAGE,
-                label=components.plain(short_name(row["model"], row["strategy_text"]) + accuracy),
+                label=components.plain(short_name(row["model"], row["strategy_text"], row["precision"]) + accuracy),
                 query_params={"run": row["run_id"]},
                 width="stretch",
             )

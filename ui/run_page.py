@@ -46,7 +46,8 @@ def show(store: Store, run_id: str) -> None:
 def _head(run: Run) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         strategy = components.plain(run.spec.strategy)
-        st.title(f"{components.plain(run.spec.model)} · {strategy}", anchor=False, width="stretch")
+        made = f" + {components.plain(run.spec.compression)}" if run.spec.compression else ""
+        st.title(f"{components.plain(run.spec.model)}{made} · {strategy}", anchor=False, width="stretch")
         st.page_link(components.RUNS_PAGE, label="All runs", icon=":material/table_rows:")
     where = run.result.environment.get("hardware_name", "") if run.result else ""
     parts = [f"run {run.run_id}", run.spec.task.name, times.text(run.created), where, f"from the {run.source}"]
