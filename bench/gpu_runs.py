@@ -42,6 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "isoquant, int4": {"runtime": OURS, "compression": parse_recipe("int4:group=128")},
     "isoquant, nf4": {"runtime": OURS, "compression": parse_recipe("nf4:group=64")},
     "isoquant, fp8": {"runtime": OURS, "compression": parse_recipe("fp8")},
+    "isoquant, 2:4": {"runtime": OURS, "compression": parse_recipe("prune:structure=2:4")},
     "isoquant, no fused kernels": {"runtime": replace(OURS, fusion=Fusion.OFF)},
     "isoquant, no CUDA graphs": {"runtime": replace(OURS, graphs=Graphs.OFF)},
     "transformers": {"runtime": THEIRS},

@@ -23,6 +23,7 @@ from engine.server.pieces import PieceTokenizer
 from engine.server.probe import connect
 from engine.server.served import NOT_TOLD, Server
 from spec.choices import Backend, Dtype
+from spec.compression.choices import Structure
 from spec.recipe import Recipe
 from spec.results import Event, Phase
 from spec.run_spec import RunSpec
@@ -185,6 +186,11 @@ def _zeros(loaded: LoadedModel) -> str | None:
     if not shares:
         return None
     mean = sum(shares.values()) / len(shares)
+    if Structure.TWO_OF_FOUR in loaded.recipe and loaded.device.type == "cuda":
+        return (
+            f"{mean:.0%} of the weights of its matrices are zero, two in each four. Where the attention's name holds "
+            "sparse tensor cores, these skip them; else speed is that of the whole model. Operations always are."
+        )
     return (
         f"{mean:.0%} of the weights of its matrices are zero, and dense products multiply by them all the same: speed "
         "and operations are those of the whole model."

@@ -10,6 +10,8 @@ from engine.measure.hardware import machine
 from engine.models import ModelHost
 from engine.run import execute
 from engine.runtime import forest as forests
+from engine.runtime import sparse
+from engine.runtime.products import Product
 from kernels.dispatch import triton_reason
 from kernels.forest.plan import plan
 from spec.choices import Attention, Dtype, Fusion, Graphs, KvDtype
@@ -176,3 +178,35 @@ def test_a_batch_that_cannot_fit_is_a_plain_error_and_the_next_run_works(tmp_pat
     torch.cuda.empty_cache()
     small = replace(spec, task=replace(spec.task, max_new_tokens=4))
     assert execute(small, host=host).measures["accuracy"] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("n", "k"), [(512, 256), (4096, 1024)])
+def test_two_zeros_in_four_are_skipped_by_sparse_tensor_cores(n, k, dtype):
+    weight = torch.randn(n, k, device="cuda", dtype=dtype)
+    groups = weight.view(n, -1, 4)
+    thin = (groups * (groups.abs() >= groups.abs().topk(2, -1).values[..., 1:])).view(n, k)
+    assert sparse.compressed(weight) is None, "a dense matrix is no matter of theirs"
+    made = sparse.compressed(thin)
+    if torch.cuda.get_device_capability() < sparse.CAPABILITY:
+        assert made is None
+        return
+    assert made is not None, "PyTorch's library refuses a usual shape, or computes it wrongly"
+    assert torch.equal(made.to_dense(), thin)
+    linear, modules = torch.nn.functional.linear, [torch.nn.Linear(k, n, bias=False, device="cuda", dtype=dtype)]
+    modules[0].weight.data = thin.clone()
+    product = Product(modules)
+    assert product.is_sparse
+    for rows in (1, 8, 37):
+        x = torch.randn(rows, k, device="cuda", dtype=dtype)
+        expected = linear(x, thin)
+        for _ in range(2):
+            found = product(x)
+        assert float((found - expected).float().norm() / expected.float().norm()) < sparse.TOLERANCE
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            again = product(x)
+        graph.replay()
+        torch.testing.assert_close(again, found)
+    product.close()
+    assert torch.equal(modules[0].weight.data, thin)

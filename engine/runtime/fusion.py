@@ -60,6 +60,11 @@ class Fused:
             raise
         self._change(inner.norm, _LastNorm(inner.norm, carry))
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether sparse tensor cores multiply with some of the matrices."""
+        return any(product.is_sparse for product in self._products)
+
     def _product(self, *modules: nn.Module) -> Product:
         self._products.append(Product(modules))
         return self._products[-1]

@@ -79,6 +79,8 @@ class ModuleRunner:
         parts = ["paged", NAMES[self._way.attention]]
         if self._fused is not None:
             parts.append("fused kernels")
+            if self._fused.is_sparse:
+                parts.append("sparse tensor cores")
         if self._kv_type != self.dtype:
             parts.append(f"{self._way.kv_cache} cache")
         if self._fixed and self._device.type == "cuda":

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.runtime import sparse
 from kernels.linear.packing import pack, pack_bytes, unpack
 from kernels.linear.weight import QuantizedWeight
 
@@ -40,6 +41,11 @@ class Product:
         """``x`` [m, k]."""
         found = [part(x) for part in self._parts]
         return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether sparse tensor cores compute some of it."""
+        return any(getattr(part, "is_sparse", False) for part in self._parts)
 
     def close(self) -> None:
         """The modules have their own weights again, to the bit."""
@@ -70,16 +76,31 @@ def _part(modules: Sequence[Any]) -> Any:
 
 
 class _Plain:
+    """Weights as they are, or, where two in each four are zero and the GPU has units for that, without the zeros."""
+
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        self._modules = modules
         self._weight, self._bias = _joined([m.weight.data for m in modules]), _bias(modules)
-        for module, rows in zip(modules, _split(self._weight, modules), strict=True):
+        made = sparse.compressed(self._weight)
+        self.is_sparse = made is not None
+        if made is None:
+            self._give(self._weight)
+            return
+        self._weight = made
+        for module in modules:
+            module.weight.data = module.weight.data.new_empty(0)
+
+    def _give(self, whole: torch.Tensor) -> None:
+        for module, rows in zip(self._modules, _split(whole, self._modules), strict=True):
             module.weight.data = rows
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self._weight, self._bias)
 
     def close(self) -> None:
-        """The modules' weights are parts of the joined one and stay so."""
+        """The modules' weights are parts of the joined one and stay so; of a sparse one, they are made again."""
+        if self.is_sparse:
+            self._give(self._weight.to_dense())
 
 
 class _Weights:
