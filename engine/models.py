@@ -189,6 +189,8 @@ def load(
                 started += now() - begun
         else:
             model, tokenizer, unused = _saved(ref, device, dtype, attention)
+            if "quantization_config" in ref.config:
+                _unpack(model)
         synchronise(str(device))
     except Exception as error:
         release(device)
@@ -249,6 +251,15 @@ def read_weights(
             f"{shown} lacks {len(lacking)} of the weights its config asks for, e.g. {lacking[0]}; save it again."
         )
     return model.eval(), len(report["unexpected_keys"])
+
+
+@torch.inference_mode()
+def _unpack(model: Any) -> None:
+    """One token through a model that another library has quantized: some unpack their weights only when they first run.
+
+    What is measured later, sizes too, is then of the model as it runs.
+    """
+    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
 
 def _implementation(attention: Attention) -> str | None:

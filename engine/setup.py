@@ -144,6 +144,9 @@ def set_up(
         setup.note(
             f"The model came quantized by {method}, whose code decides how its products run: its speed need not be "
             "that of few bits."
+            if _has_codes(loaded.model)
+            else f"The model came quantized by {method}, which has unpacked its weights here: what it computes is that "
+            "of few bits, sizes and speed are those of whole numbers."
         )
     if zeros := _zeros(loaded):
         setup.note(zeros)
@@ -173,6 +176,11 @@ def _quantized_by(loaded: LoadedModel) -> str | None:
         return None
     values = given if isinstance(given, dict) else given.to_dict()
     return str(values.get("quant_method") or "another library")
+
+
+def _has_codes(model: Any) -> bool:
+    """Whether some of a model's weights are still in fewer bits than a floating-point number has."""
+    return any(t.element_size() == 1 or not t.is_floating_point() for t in model.parameters())
 
 
 def _is_widened(spec: RunSpec, loaded: LoadedModel) -> bool:
