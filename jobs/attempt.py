@@ -254,6 +254,8 @@ class Attempt:
     def _record(self, ending: Ending) -> None:
         """Write the end of the attempt into the queue."""
         jobs, lease = self.store.jobs, self.lease
+        if (last := self.pulse.progress) is not None:  # a quick run is over before the heartbeat writes how far it came
+            self._persist(lambda: jobs.heartbeat(lease, last, self.pulse.phase))
         match ending.outcome:
             case Outcome.SUCCEEDED:
                 if (result := ending.result) is not None and (others := jobs.beside(lease.run_id)):

@@ -398,7 +398,7 @@ def test_padding_makes_no_difference():
 
 def test_a_users_text_is_cut_and_a_tenth_held_out(tmp_path):
     file = tmp_path / "a.txt"
-    file.write_text("Ada has 12 apples and gives 3 of them away. " * 200)
+    file.write_text(" ".join(f"Ada has {i} apples and gives {i // 3} of them away." for i in range(3, 203)))
     found = Texts(Calibrate(data=f"text:{file}", tokens=32, samples=10), tokenizer(), 256, 727)
     assert len(found.measured) == 10
     assert all(len(t.ids) == 32 for t in found.measured)

@@ -117,11 +117,15 @@ def test_run_in_the_foreground(files):
     code, out, _ = finish("runs", "show", data["run_id"], "--json")
     assert code == 0
     assert json.loads(out)["accuracy"] == data["accuracy"]
+    with open_store() as store:
+        (row,) = store.runs.table()
+    assert (row["done"], row["total"]) == (12, 12), "also where it was over before the heartbeat came"
 
 
 @pytest.mark.usefixtures("env")
 def test_ctrl_c_in_the_foreground(files):
-    process = start("run", *options(files, **{"--limit": 200, "--max-new-tokens": 100, "--batch-size": 1}))
+    long = {"--limit": 200, "--max-new-tokens": 100, "--batch-size": 1, "--strategy": "majority:n=24"}
+    process = start("run", *options(files, **long))
     with open_store() as store:
         row = until(lambda: next((r for r in store.runs.table() if r["done"] >= 3), None), 120)
         engines = psutil.Process(process.pid).children(recursive=True)

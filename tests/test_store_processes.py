@@ -113,7 +113,7 @@ def test_kill_9_of_the_writer_loses_and_doubles_nothing(store):
         stored = [a.problem_id for a in store.answers.of_run(job.run_id)]
         assert len(stored) == len(set(stored))
         assert acknowledged <= set(stored)
-        if process.returncode == 0:
+        if "finished" in said:  # whether or not it was killed on its way out
             break
     assert len(stored) == total
     assert store.jobs.get(job.job_id).state is JobState.SUCCEEDED
