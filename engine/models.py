@@ -5,38 +5,32 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.utils import logging as hf_logging
 
 from engine import hub
 from engine.artifacts import Artifact
 from engine.catalog import ModelRef, resolve
-from engine.compress.loading import check_not_prepared, compress, prepared, read_artifact, simulated_reason
-from engine.devices import check_fits, is_out_of_memory, pick_device, pick_dtype, release, torch_dtype
+from engine.compress.loading import compress, prepared, read_artifact, simulated_reason
+from engine.devices import check_fits, is_out_of_memory, pick_device, pick_dtype, release
 from engine.fingerprints import files_state, fingerprint
 from engine.measure.flops import ModelShape, model_shape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
+from engine.model_files import implementation, import_architecture, made, saved, unpack
 from engine.progress import UNWATCHED, Watch
-from engine.random_weights import fill
 from engine.recipes import identity
 from engine.sizes import ModelSizes, context_of
-from engine.tokenizers import SyntheticTokenizer, Tokenizer, load_tokenizer
-from spec.choices import Attention, Backend, Dtype
-from spec.errors import DoesNotFitError, ModelError, SpecError, shorten, shorten_path
+from engine.tokenizers import Tokenizer
+from spec.choices import Attention, Dtype
+from spec.errors import DoesNotFitError
 from spec.recipe import Recipe
 from spec.run_spec import RunSpec
 
 KEEP = 3
 NOT_COMPRESSED = Recipe()
 FITS_ADVICE = "choose a smaller model, or a smaller number format (bf16)."
-
-hf_logging.disable_progress_bar()
-hf_logging.set_verbosity_error()  # its reports on damaged folders are tables; ours are one sentence
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ class ModelHost:
         device = pick_device(spec.runtime.device)
         dtype = pick_dtype(spec.precision.weights, ref.dtype, device)
         attention = spec.runtime.attention
-        key = ("model", ref.name, str(ref.path), str(device), dtype, _implementation(attention), files_state(ref))
+        key = ("model", ref.name, str(ref.path), str(device), dtype, implementation(attention), files_state(ref))
         key = (*key, identity(ref, spec.compression) if spec.compression and ref.path else str(spec.compression))
         loaded: LoadedModel = self.keep_or_load(
             key, lambda: load(ref, device, dtype, attention, spec.compression, watch)
@@ -175,22 +169,22 @@ def load(
     artifact = prepared(ref, recipe) if recipe and ref.path is not None else None
     needed = ref.sizes.weights_bytes(dtype) if artifact is None else artifact.bytes
     check_fits(f"The weights of {ref.name} in {recipe or dtype}", needed, device, FITS_ADVICE)
-    _import_architecture(ref)
+    import_architecture(ref)
     started = now()
     facts = {} if artifact is None else artifact.facts
     try:
         if artifact is not None:
-            model, tokenizer, unused = *read_artifact(artifact, device, dtype, _implementation(attention)), 0
+            model, tokenizer, unused = *read_artifact(artifact, device, dtype, implementation(attention)), 0
         elif ref.path is None:
-            model, tokenizer, unused = _random(ref, device, dtype, attention)
+            model, tokenizer, unused = made(ref, device, dtype, attention)
             if recipe:  # made, not read: no part of the load time
                 begun = now()
                 facts = compress(model, tokenizer, recipe, ref.sizes, watch)
                 started += now() - begun
         else:
-            model, tokenizer, unused = _saved(ref, device, dtype, attention)
+            model, tokenizer, unused = saved(ref, device, dtype, attention)
             if "quantization_config" in ref.config:
-                _unpack(model)
+                unpack(model)
         synchronise(str(device))
     except Exception as error:
         release(device)
@@ -221,54 +215,6 @@ def load(
     )
 
 
-def read_weights(
-    auto_class: Any, folder: Path, device: torch.device, dtype: Dtype, attention: Attention
-) -> tuple[Any, int]:
-    """``auto_class.from_pretrained(folder)`` from safetensors alone; (model, weights in the files it has no use for).
-
-    A weight that the model needs and the files lack is an error: transformers would make it up.
-    """
-    shown = shorten_path(folder)
-    try:
-        model, report = auto_class.from_pretrained(
-            str(folder),
-            dtype=torch_dtype(dtype),
-            attn_implementation=_implementation(attention),
-            device_map={"": device} if device.type == "cuda" else None,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise _explain(shown, attention, error) from None
-    lacking = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
-    if lacking:
-        check_not_prepared(folder)
-        raise ModelError(
-            f"{shown} lacks {len(lacking)} of the weights its config asks for, e.g. {lacking[0]}; save it again."
-        )
-    return model.eval(), len(report["unexpected_keys"])
-
-
-@torch.inference_mode()
-def _unpack(model: Any) -> None:
-    """One token through a model that another library has quantized: some unpack their weights only when they first run.
-
-    What is measured later, sizes too, is then of the model as it runs.
-    """
-    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
-
-
-def _implementation(attention: Attention) -> str | None:
-    """What transformers calls it; None for its own choice, which our runtime puts its attention in place of."""
-    if attention.backend is not Backend.TRANSFORMERS:
-        return None
-    return {Attention.EAGER: "eager", Attention.FLEX: "flex_attention"}.get(attention, "sdpa")
-
-
 def shape_of(model: Any) -> ModelShape:
     """What the compute formulas need of a model; without attention heads in its config, only the parameter count."""
     try:
@@ -276,52 +222,3 @@ def shape_of(model: Any) -> ModelShape:
     except AttributeError:
         parameters = sum(p.numel() for p in model.parameters())
         return ModelShape(parameters, None, 0, 0, (), "the model's config does not describe attention heads and layers")
-
-
-def _import_architecture(ref: ModelRef) -> None:
-    """Import the Python module of the architecture, so that ``load_s`` is the weights' time alone."""
-    config_class = CONFIG_MAPPING.get(ref.config.get("model_type"), None)
-    if config_class is not None:
-        MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
-
-
-def _saved(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer, int]:
-    assert ref.path is not None
-    model, unused = read_weights(AutoModelForCausalLM, ref.path, device, dtype, attention)
-    tokenizer = load_tokenizer(str(ref.path), model.generation_config)
-    # What the spec does not say must not come from a file beside the weights: a model's own sampling defaults
-    # (temperature, repetition penalty) would change what "greedy" means from model to model.
-    model.generation_config = GenerationConfig(
-        pad_token_id=tokenizer.pad_id, eos_token_id=sorted(tokenizer.stop_ids) or None
-    )
-    return model, tokenizer, unused
-
-
-def _random(ref: ModelRef, device: torch.device, dtype: Dtype, attention: Attention) -> tuple[Any, Tokenizer, int]:
-    values = dict(ref.config)
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    model = fill(
-        lambda: AutoModelForCausalLM.from_config(
-            config,
-            dtype=torch_dtype(dtype),
-            attn_implementation=_implementation(attention),
-            trust_remote_code=False,
-        ),
-        device,
-    )
-    tokenizer = SyntheticTokenizer(config.vocab_size)
-    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_id)
-    return model.eval(), tokenizer, 0
-
-
-def _explain(shown: str, attention: Attention, error: Exception) -> ModelError | SpecError:
-    text = " ".join(str(error).split())
-    name = _implementation(attention)
-    if name is not None and name in text and "attention" in text.lower():
-        return SpecError(f"{shown} has no {attention} attention; choose auto or eager.", field="runtime.attention")
-    if isinstance(error, ImportError):  # transformers says which library reads the model's format, and how to get it
-        return ModelError(f"{shown} needs a library that is not installed here: {text[:200].rstrip('. ')}.")
-    return ModelError(
-        f"{shown} does not load as a causal language model ({type(error).__name__}: {shorten(text, 120)}); check that "
-        "its config.json and weights belong together and that transformers knows its architecture."
-    )

@@ -23,7 +23,8 @@ from engine.hazard import HazardHead
 from engine.measure.flops import ModelShape
 from engine.measure.memory import weights_bytes
 from engine.measure.time import now, synchronise
-from engine.models import FITS_ADVICE, ModelHost, read_weights, shape_of
+from engine.model_files import read_weights
+from engine.models import FITS_ADVICE, ModelHost, shape_of
 from engine.reward_kinds import Hazard, Kind, Laid, Separator, Tag, Whole, read, scores, wanted
 from engine.sizes import context_of
 from engine.tokenizers import ModelTokenizer, load_tokenizer

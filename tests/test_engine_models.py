@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import catalog, devices, fingerprints, models, shapes
+from engine import catalog, devices, fingerprints, model_files, models, shapes
 from engine.catalog import resolve
 from engine.devices import available_bytes, pick_device, pick_dtype
 from engine.fingerprints import fingerprint
@@ -114,7 +114,7 @@ def test_running_out_while_loading_is_a_result(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(models, "_saved", fail)
+    monkeypatch.setattr(models, "saved", fail)
     with pytest.raises(DoesNotFitError, match="does not fit"):
         load(resolve(str(make_model(tmp_path / "m"))), CPU, Dtype.FP32)
 
@@ -194,7 +194,7 @@ def test_a_change_anywhere_in_a_large_file_changes_the_fingerprint(tmp_path, mon
 
 
 def test_an_attention_the_model_lacks_is_named(tmp_path, monkeypatch):
-    error = models._explain(
+    error = model_files.explained(
         "'m'", Attention.SDPA, ValueError("X does not support an attention implementation through sdpa")
     )
     assert isinstance(error, SpecError)
