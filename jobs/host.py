@@ -117,8 +117,10 @@ class EngineProcess:
         """The last 64 KB of what the process and its libraries printed.
 
         Messages and print-outs come by different pipes, so words printed before a message may still be on their way:
-        waits until nothing new has come for a moment, half a second at most.
+        waits until nothing new has come for a moment, half a second at most; where the process has ended, to the end.
         """
+        if not self.is_alive:
+            self._ring.join(SETTLE_S)
         before, text = None, self._ring.text()
         deadline = time.monotonic() + SETTLE_S
         while text != before and time.monotonic() < deadline:
@@ -128,8 +130,9 @@ class EngineProcess:
 
     def run(self, spec: RunSpec, answered: Sequence[Answer] = ()) -> None:
         """Start a run; what an earlier attempt has measured goes along and is not measured again."""
+        if self._number and self.is_alive:  # what it said while it started, or as it died, is what a crash is told by
+            self._ring.clear()
         self._number += 1
-        self._ring.clear()
         self.artifact = artifact(spec)
         answers = [a.to_dict() for a in answered]
         message = {"command": "run", "number": self._number, "spec": spec.to_dict(), "answered": answers}

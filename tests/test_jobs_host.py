@@ -100,6 +100,16 @@ def test_nothing_said_before_a_death_is_lost(engine):
     until_answers(engine, 2)
 
 
+def test_what_a_process_said_before_its_first_run_is_not_forgotten():
+    process = EngineProcess((sys.executable, "-c", "raise SystemExit('no torch here')"))
+    until(lambda: not process.is_alive)  # before anybody asked it for anything
+    process.run(spec())
+    with pytest.raises(EngineDied) as caught:
+        to_end(process)
+    assert "no torch here" in caught.value.stderr_tail
+    process.kill()
+
+
 def test_the_grandchild_of_a_dead_engine_is_ended_too(engine):
     engine.run(spec("grandchild"))
     with pytest.raises(EngineDied):
