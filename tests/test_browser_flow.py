@@ -60,9 +60,9 @@ def test_a_first_visit_offers_the_tour(page):
 
 @pytest.mark.timeout(420)
 def test_run_watch_and_find_it_on_the_frontier(page, running, model):
-    configure(page, model, problems=24)
+    configure(page, model, problems=400, samples=4)  # long enough to be seen under way, on a fast machine too
     run_id = start(page)
-    expect(page.get_by_text(re.compile(r"\d+ of 24|Loading the model|Warming up|Waiting"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"\d+ of 400|Loading the model|Warming up|Waiting"))).to_be_visible()
     expect(page.get_by_text("See it on the frontier")).to_be_visible(timeout=120_000)
     page.get_by_text("See it on the frontier").click()
     drawn(page)
@@ -75,7 +75,7 @@ def test_run_watch_and_find_it_on_the_frontier(page, running, model):
     go(page, f"/runs?run={run_id}")
     expect(page.get_by_text("Accuracy by level")).to_be_visible()
     with open_store(running.home / "isoquant.db") as store:
-        assert store.answers.count(run_id) == 24
+        assert store.answers.count(run_id) == 400
 
 
 def test_leaving_and_coming_back_finds_it_and_cancel_stops_it(page, running, model):
