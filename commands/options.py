@@ -18,10 +18,10 @@ import typer
 
 from commands.output import note
 from engine import refusals
-from engine.catalog import resolve, resolve_all
+from engine.catalog import resolve_all
 from engine.devices import gpu_index
 from engine.measure.hardware import gpus
-from engine.recipes import check_apart, check_recipe
+from engine.recipes import check_compression
 from spec.abilities import chunk_refusal
 from spec.choices import Backend, Dtype
 from spec.errors import SpecError, shorten, unknown
@@ -222,7 +222,5 @@ def check(spec: RunSpec) -> list[str]:
     resolve_all(spec)
     gpu_index(spec.runtime.device, len(gpus()))
     refusals.check(spec)
-    if spec.compression:
-        check_recipe(resolve(spec.model), spec.compression)
-        check_apart(spec.compression, spec.task)
+    check_compression(spec)
     return list(getattr(load_task(spec.task), "skipped", ()))

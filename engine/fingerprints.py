@@ -25,9 +25,10 @@ def fingerprint(ref: ModelRef) -> str:
             if size <= _WHOLE:
                 digest.update(stream.read())
                 continue
-            for at in (*range(0, _END, _PIECE), *range(_END, size - _END, _EVERY), *range(size - _END, size, _PIECE)):
+            between = ((at, _PIECE) for at in range(_END, size - _END, _EVERY))
+            for at, length in ((0, _END), *between, (size - _END, _END)):
                 stream.seek(at)
-                digest.update(stream.read(_PIECE))
+                digest.update(stream.read(length))
     return digest.hexdigest()[:16]
 
 

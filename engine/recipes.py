@@ -12,10 +12,17 @@ from engine.sizes import first, text_config
 from spec.compression.choices import Grouping, Structure
 from spec.errors import SpecError, shorten_path
 from spec.recipe import Calibrate, Prune, Recipe, Trained
-from spec.run_spec import TaskSpec
+from spec.run_spec import RunSpec, TaskSpec
 from tasks import lab_words
 from tasks.files import read_text
 from tasks.registry import TASKS, load_task
+
+
+def check_compression(spec: RunSpec) -> None:
+    """Raise what the recipe of a run would fail with for certain."""
+    if spec.compression:
+        check_recipe(resolve(spec.model), spec.compression)
+        check_apart(spec.compression, spec.task)
 
 
 def check_recipe(ref: ModelRef, recipe: Recipe) -> None:

@@ -9,19 +9,15 @@ size of the weights across and the accuracy up, is the picture on the README.
 
 from __future__ import annotations
 
-import argparse
-from functools import partial
-from pathlib import Path
-
 import numpy as np
 
 from analysis.frontier import frontier
-from scripts.tables import DATABASE, FINDINGS, measure, percent, rewritten, table, with_interval
+from scripts.tables import DATABASE, percent, table, with_interval, write
 from spec.measures import Better
 from spec.recipe import parse_recipe
 from spec.run_spec import RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
-from store import Store, open_store
+from store import Store
 
 COMPRESSED = DATABASE.with_name("compressed.db")
 MODELS = ("lab-xs", "lab-s", "lab-m")
@@ -102,18 +98,5 @@ def by_size(store: Store) -> str:
 TABLES = {"compressed": compressed, "by_size": by_size}
 
 
-def main() -> None:
-    """Measure what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--db", type=Path, default=COMPRESSED)
-    parser.add_argument("--tables", action="store_true", help="measure nothing")
-    chosen = parser.parse_args()
-    if not chosen.tables:
-        measure(specs(), chosen.db)
-    with open_store(chosen.db) as store:
-        made = {name: partial(write, store) for name, write in TABLES.items()}
-        FINDINGS.write_text(rewritten(FINDINGS.read_text(), made))
-
-
 if __name__ == "__main__":
-    main()
+    write(__doc__, COMPRESSED, specs(), TABLES, read=lambda store: store)

@@ -10,18 +10,16 @@ between two comments each; what is said about them is written by hand.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import lru_cache
 
 from analysis.scaling import Sketch, accuracies, curve, growth, interval, sizes, sketch
-from scripts.tables import DATABASE, FINDINGS, measure, percent, rewritten, table, with_interval
+from scripts.tables import DATABASE, percent, table, with_interval, write
 from spec.choices import Dtype, Vote
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
-from store import Run, Store, open_store
+from store import Run, Store
 
 MODELS = ("lab-xs", "lab-s", "lab-m")
 LIMIT, BATCH_SIZE = 400, 64
@@ -213,19 +211,5 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def main() -> None:
-    """Measure what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--db", type=Path, default=DATABASE)
-    parser.add_argument("--tables", action="store_true", help="measure nothing")
-    chosen = parser.parse_args()
-    if not chosen.tables:
-        measure(specs(), chosen.db)
-    with open_store(chosen.db) as store:
-        results = Results(store)
-        made = {name: partial(write, results) for name, write in TABLES.items()}
-        FINDINGS.write_text(rewritten(FINDINGS.read_text(), made))
-
-
 if __name__ == "__main__":
-    main()
+    write(__doc__, DATABASE, specs(), TABLES, read=Results)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lab.family import RUNS
 from spec.run_spec import RunSpec
-from store import open_store
+from store import Store, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 FINDINGS = ROOT / "docs" / "findings.md"
@@ -53,3 +56,26 @@ def percent(share: float) -> str:
 def with_interval(share: float, low: float, high: float) -> str:
     """A share and the ends of its interval, in per cent."""
     return f"{percent(share)} ({percent(low)} to {percent(high)})"
+
+
+def write(
+    doc: str | None,
+    database: Path,
+    specs: Sequence[RunSpec],
+    tables: Mapping[str, Callable[[Any], str]],
+    read: Callable[[Store], Any],
+) -> None:
+    """What a script of runs and tables does: measure what is missing, and write its tables from what ``read`` gives.
+
+    ``doc``: of the script.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--db", type=Path, default=database)
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    chosen = parser.parse_args()
+    if not chosen.tables:
+        measure(specs, chosen.db)
+    with open_store(chosen.db) as store:
+        found = read(store)
+        made = {name: partial(make, found) for name, make in tables.items()}
+        FINDINGS.write_text(rewritten(FINDINGS.read_text(), made))

@@ -11,6 +11,7 @@ from typing import Any
 
 import streamlit as st
 
+from engine.recipes import check_compression
 from spec.choices import Backend, PromptStyle
 from spec.errors import IsoquantError, SpecError
 from spec.parameters import Parameter, parameters
@@ -73,7 +74,7 @@ def show() -> RunSpec | None:
         offers.check_model(spec)
         offers.check_device(spec.runtime.device)
         offers.check_execution(spec)
-        offers.check_compression(spec)
+        check_compression(spec)
         if spec.compression and smaller is not None:
             about.caption(components.plain(offers.compressed_line(spec)))
     except IsoquantError as error:

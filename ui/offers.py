@@ -18,7 +18,7 @@ from engine.catalog import (
     resolve_all,
 )
 from engine.measure.hardware import gpus
-from engine.recipes import check_apart, check_recipe, prepared
+from engine.recipes import prepared
 from spec.abilities import ABILITIES, words_of
 from spec.choices import Backend
 from spec.errors import InputError, IsoquantError, SpecError
@@ -94,13 +94,6 @@ def check_device(device: str) -> None:
 def check_execution(spec: RunSpec) -> None:
     """Raise SpecError for a way to run that this machine cannot do."""
     refusals.check(spec)
-
-
-def check_compression(spec: RunSpec) -> None:
-    """Raise what the recipe of a run would fail with for certain."""
-    if spec.compression:
-        check_recipe(resolve(spec.model), spec.compression)
-        check_apart(spec.compression, spec.task)
 
 
 def compressed_line(spec: RunSpec) -> str:
