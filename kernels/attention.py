@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 
@@ -73,3 +74,32 @@ def gather(
 def padded(width: int) -> int:
     """The width of a tile for heads so wide: a power of two, and what the tensor cores take at least."""
     return max(16, triton.next_power_of_2(width))
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device is a GPU of compute capability 9.x, which multiplies 64 rows at a time."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def stages_for(dim: int, number: int, hopper: bool) -> int:
+    """Stages of Triton's pipeline over the keys, for heads ``dim`` wide and queries of ``number`` bytes a number.
+
+    A tile is found through the page table, so it takes two of them. With three each tile is waited for as soon as its
+    copy begins; with five the next one is copied meanwhile. Only Hopper has the shared memory for that, and fp32 would
+    take twice as much.
+    """
+    if hopper and number < 4:
+        return 5
+    return 3 if dim <= 128 else 2
+
+
+def tile_for(dim: int, number: int, is_quantized: bool) -> int:
+    """Keys that a program reads at a time, for few rows. ``number``: bytes of a number of the queries.
+
+    Products of fp32 take a register for each number, and so do the keys that are made of codes.
+    """
+    if number < 4:
+        return 64
+    if is_quantized:
+        return 32 if dim <= 64 else 16
+    return 64 if dim <= 128 else 16

@@ -27,17 +27,23 @@ class Compiled:
     Attributes:
         registers: of each thread; stack: bytes of local memory of each thread, where registers did not suffice.
         shared: bytes of shared memory of a program.
-        sass: the machine code.
+        sass: the machine code; ttgir: what it was made of, Triton's form for GPUs.
     """
 
     registers: int
     stack: int
     shared: int
     sass: str
+    ttgir: str
 
     def count(self, instruction: str) -> int:
         """How often an instruction occurs, by the beginning of its name: ``HGMMA``, ``LDGSTS.E.BYPASS.128``."""
         return len(re.findall(rf"\s{re.escape(instruction)}", self.sass))
+
+    @property
+    def left_under_way(self) -> tuple[int, ...]:
+        """For each wait for asynchronous copies, how many it leaves under way."""
+        return tuple(int(n) for n in re.findall(r"async_wait.*?num = (\d+)", self.ttgir))
 
     @property
     def spills(self) -> int:
@@ -84,7 +90,7 @@ def compile_for(
         sass = _dump("--dump-sass", file)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
-    return Compiled(int(found[1]), int(found[2]), int(made.metadata.shared), sass)
+    return Compiled(int(found[1]), int(found[2]), int(made.metadata.shared), sass, str(made.asm["ttgir"]))
 
 
 def _source(kernel: Any) -> type[ASTSource]:

@@ -104,7 +104,7 @@ def batcher(
 ) -> Batcher:
     """A batcher over a model; ``close`` gives the model back, ``seen`` holds the batches that were run."""
     pool = BlockPool(blocks, share=share and kv_cache)
-    runner = Spy(runner_for(model, CPU, way), pool)
+    runner = Spy(runner_for(model, model.device, way), pool)
     runner.allocate(blocks)
     made = Batcher(runner, pool, Endings(tokenizer or Words()), Plan(batch_size, budget, static, kv_cache), drafter)
     made.close, made.runner, made.seen = runner.close, runner, runner.seen
@@ -182,11 +182,11 @@ def ids(grown: Sequence[Grown]) -> list[tuple[int, ...]]:
 
 def greedy(model: Any, context: Sequence[int], limit: int = 8) -> tuple[int, ...]:
     """transformers' own greedy text."""
-    made = model.generate(torch.tensor([list(context)]), max_new_tokens=limit, do_sample=False)
+    made = model.generate(torch.tensor([list(context)], device=model.device), max_new_tokens=limit, do_sample=False)
     return tuple(made[0, len(context) :].tolist())
 
 
 @torch.no_grad()
 def plain(model: Any, tokens: Sequence[int]) -> torch.Tensor:
     """The model's own scores [tokens, vocabulary]."""
-    return model(torch.tensor([list(tokens)])).logits[0]
+    return model(torch.tensor([list(tokens)], device=model.device)).logits[0]

@@ -7,6 +7,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_COLOR", "1")
 
+if os.environ.get("ISOQUANT_SIMULATED_GPU") == "1":  # before anything asks torch for a GPU
+    from tests.simulator.cuda import start
+
+    start()
+
 import pytest
 
 # A test machine may be busy: how long an example took says nothing about whether it is right.

@@ -19,8 +19,12 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes that a program
 def compiled(op, capability, dim, cache):
     """The kernel of the laboratory's usual case on a GPU: 32 query heads, 8 key/value heads, bf16."""
     case = make_case(op, on_gpu=True, batch=1, dim=dim, features={} if cache == "bf16" else {"kv": cache})
-    launch, *_ = OPS[op].launches(case)  # behind it come the kernels for prompts that are not paged
-    return compile_launch(launch, capability)
+    return compile_launch(of(op, case, capability), capability)
+
+
+def of(op, case, capability):
+    """The paged kernel as it is launched on such a GPU; behind it come those for prompts in one piece."""
+    return next(x for x in OPS[op].launches(case) if not x.capabilities or capability in x.capabilities)
 
 
 def check(made, capability):
@@ -51,10 +55,29 @@ def test_a_prompt_runs_on_the_tensor_cores_of_hopper(dim, cache):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("op", "loops"), [("decode", 1), ("shared", 1), ("prefill", 2)])
+def test_keys_are_copied_while_others_are_multiplied_on_hopper(op, loops):
+    """A loop that waits for every copy before each product has none under way meanwhile."""
+    made = compile_launch(of(op, make_case(op, on_gpu=True, dim=128), 90), 90)
+    in_loops = [left for left in made.left_under_way if left]
+    assert len(in_loops) >= 2 * loops, made.left_under_way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "dim", "cache"), [
+    ("decode", 64, "int8"), ("decode", 256, "bf16"), ("prefill", 128, "bf16"), ("prefill", 256, "bf16"),
+])  # fmt: skip
+def test_fp32_fits_into_registers(op, dim, cache):
+    """Small models are compared in it, and a tile that does not fit is slower by far."""
+    case = make_case(op, "fp32", on_gpu=True, batch=1, dim=dim, features={} if cache == "bf16" else {"kv": cache})
+    assert compile_launch(of(op, case, 90), 90).spills == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("op", ["decode", "prefill"])
 def test_heads_narrower_than_a_product_of_the_tensor_cores_compile(op):
     """The interpreter multiplies anything; the compiler takes sixteen numbers at least."""
-    launch, *_ = OPS[op].launches(make_case(op, on_gpu=True, batch=1, dim=16))
+    launch = of(op, make_case(op, on_gpu=True, batch=1, dim=16), 90)
     width = {"D": 8, "DV": 8, "D_PAD": padded(8), "DV_PAD": padded(8)}
     assert launch.constants.keys() > width.keys()
     assert compile_launch(replace(launch, constants=launch.constants | width), 90).spills == 0

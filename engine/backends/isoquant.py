@@ -12,11 +12,11 @@ from engine.decoding.requests import Extension
 from engine.devices import available_bytes, does_not_fit, is_out_of_memory, release
 from engine.measure.time import now, synchronise
 from engine.models import LoadedModel
+from engine.recording import Unrecordable
 from engine.runtime.batcher import Batcher
 from engine.runtime.blocks import BLOCK, BlockPool, NoRoom
 from engine.runtime.drafting import Drafter, LookupDrafter, ModelDrafter
 from engine.runtime.family import FAMILY
-from engine.runtime.graphs import Unrecordable
 from engine.runtime.plan import Plan
 from engine.runtime.runner import Runner
 from engine.runtime.support import ANY, Unsupported, runner_for

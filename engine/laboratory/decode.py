@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.laboratory import attention, paged, sides
-from engine.laboratory.op import TREE, Call, Cost, Field, Launch, Op, first_rows
+from engine.laboratory.op import HOPPER, TREE, Call, Cost, Field, Launch, Op, first_rows
 from spec.errors import SpecError
 
 if TYPE_CHECKING:
@@ -61,18 +61,24 @@ def ours(case: Case, x: Inputs) -> Call:
 
 def launches(case: Case) -> list[Launch]:
     """The kernel that reads the keys, split over several programs where a GPU would otherwise stand idle."""
+    from kernels.attention import tile_for
     from kernels.decode import triton as decode
 
     dim = case["dim"]
     new, group = paged.new_tokens(case), case["heads"] // case["kv_heads"]
     rows = max(16, sides.power_of_2(group * new))
-    constants = attention.constants_of(case) | {"NEW": new, "ROWS": rows, "BN": decode.TILE}
+    tile = tile_for(dim, case.element, case.feature("kv") is not None)
+    constants = attention.constants_of(case) | {"NEW": new, "ROWS": rows, "BN": tile}
     constants["HAS_TREE"] = case.feature("tree") is not None
-    filled = case["batch"] * case["kv_heads"] >= 2 * UNITS
-    constants["SINGLE"] = filled or case["context"] < 2 * decode.LEAST
+    splits = decode.RESIDENT * UNITS // (case["batch"] * case["kv_heads"])
+    constants["SINGLE"] = splits < 2 or case["context"] < 2 * decode.LEAST
     unaligned = frozenset({"splits", "table_row"})
     types = attention.types_of(case)
-    return [Launch(decode._attend, types, constants, 4, 3 if dim <= 128 else 2, unaligned)]
+    return [
+        Launch(decode._attend, types, constants, 4, decode.stages_for_rows(dim, case.element, hopper), unaligned,
+               capabilities=capabilities)
+        for capabilities, hopper in HOPPER
+    ]  # fmt: skip
 
 
 def check(case: Case) -> None:

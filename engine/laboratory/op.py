@@ -128,6 +128,10 @@ class Launch:
     capabilities: tuple[int, ...] = ()
 
 
+HOPPER = (((90,), True), ((80, 89), False))
+"""Compute capabilities on which attention is launched alike, and whether they are Hopper's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """An operation.

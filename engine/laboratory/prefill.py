@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.laboratory import attention, hopper, paged
-from engine.laboratory.op import Call, Cost, Field, Launch, Op, first_rows
+from engine.laboratory.op import HOPPER, Call, Cost, Field, Launch, Op, first_rows
 
 if TYPE_CHECKING:
     from engine.laboratory.cases import Case
@@ -60,15 +60,20 @@ def ours(case: Case, x: Inputs) -> Call:
 
 def launches(case: Case) -> list[Launch]:
     """The kernel over the paged cache, and those for Hopper, as far as they take the case."""
+    from kernels.attention import stages_for
     from kernels.prefill import triton as prefill
 
     dim = case["dim"]
     rows = prefill.rows_for(dim, case["heads"] // case["kv_heads"], case.element)
-    constants = attention.constants_of(case) | {"BM": rows, "BN": 64 if dim <= 128 else 32}
+    constants = attention.constants_of(case) | {"BM": rows, "BN": prefill.width_for(dim, case.element)}
     types = attention.types_of(case)
-    warps, stages = 8 if dim >= 64 else 4, 3 if dim <= 128 else 2
-    own = Launch(prefill._prefill, types, constants, warps, stages, frozenset({"table_row"}))
-    return [own, *hopper.launches(case)]
+    warps, unaligned = 8 if dim >= 64 else 4, frozenset({"table_row"})
+    own = [
+        Launch(prefill._prefill, types, constants, warps, stages_for(dim, case.element, is_hopper), unaligned,
+               capabilities=capabilities)
+        for capabilities, is_hopper in HOPPER
+    ]  # fmt: skip
+    return [*own, *hopper.launches(case)]
 
 
 OP = Op(

@@ -85,7 +85,7 @@ def launches(case: Case) -> list[Launch]:
         most = 16 if case.dtype == "fp32" else most
         size = Size.fitting(case["batch"], heads, case["kv_heads"], units=decode.UNITS, most=most)
         for name, rows in (("shared keys", size.rows), ("own keys", size.narrow_rows)):
-            tuned = forest.tuned(rows, dim, case.element, capabilities == (90,))
+            tuned = forest.tuned(rows, dim, case.element, capabilities == (90,), case.feature("kv") is not None)
             constants = common | {"ROWS": rows, "BN": tuned["BN"]}
             constants = {n: c for n, c in constants.items() if n in forest._attend.arg_names}
             found.append(

@@ -103,47 +103,41 @@ def _on_cpu(calls: Sequence[Callable[[], Any]], budget_s: float) -> Timed:
 def _on_gpu(calls: Sequence[Callable[[], Any]], device: torch.device, budget_s: float) -> Timed:
     import torch
 
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for call in calls:  # compiles what is compiled at the first call, which a recording must not hold
+    from engine.recording import Recorder, Unrecordable
+
+    note = None
+    with torch.cuda.device(device):
+        for call in calls:  # compiles what is compiled at the first call, which is not to be timed
             call()
-        stream.synchronize()
-        once = _seconds(lambda: [call() for call in calls], stream) / len(calls)
+        torch.cuda.synchronize(device)
+        once = _seconds(lambda: [call() for call in calls]) / len(calls)
         launches = max(len(calls), min(MAX_LAUNCHES, int(GRAPH_S / max(once, 1e-7)) + 1))
         launches = -(-launches // len(calls)) * len(calls)
-        chosen = [calls[i % len(calls)] for i in range(launches)]
-        note = None
-        graph = torch.cuda.CUDAGraph()
+
+        def work() -> None:
+            for i in range(launches):
+                calls[i % len(calls)]()
+
+        replay: Callable[[], Any] = work
         try:
-            with torch.cuda.graph(graph, stream=stream):
-                for call in chosen:
-                    call()
-            replay: Callable[[], Any] = graph.replay
-        except RuntimeError as error:
-            torch.cuda.synchronize(device)
-            words = str(error).splitlines()[0] if str(error) else type(error).__name__
-            note = f"it cannot be recorded, so the host's part is in the time ({words})"
-
-            def replay() -> None:
-                for call in chosen:
-                    call()
-
+            replay = Recorder(device).record(work)[0].replay
+        except Unrecordable as error:
+            note = f"it cannot be recorded, so the host's part is in the time ({error})"
         replay()
-        stream.synchronize()
+        torch.cuda.synchronize(device)
         seconds: list[float] = []
         until = time.perf_counter() + budget_s
         while len(seconds) < LEAST or (len(seconds) < REPLAYS and time.perf_counter() < until):
-            seconds.append(_seconds(replay, stream) / launches)
+            seconds.append(_seconds(replay) / launches)
     return of(seconds, note)
 
 
-def _seconds(work: Callable[[], Any], stream: torch.cuda.Stream) -> float:
+def _seconds(work: Callable[[], Any]) -> float:
     import torch
 
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record(stream)
+    begin.record()
     work()
-    end.record(stream)
-    stream.synchronize()
+    end.record()
+    end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3

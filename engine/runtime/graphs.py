@@ -14,18 +14,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from engine.recording import Recorder, Unrecordable
 from engine.runtime.batch import Batch, Pieces
 from engine.runtime.blocks import BLOCK
 from engine.runtime.forest import Forest
 
-WARM_UP = 2  # passes before a recording: libraries choose their algorithms in the first ones
 LEAST_WIDTH = 4
 Key = tuple[int, int, bool]
 """Sequences and blocks of a step, and whether keys are read together."""
-
-
-class Unrecordable(Exception):
-    """A step cannot be recorded as a CUDA graph; the text says what broke off."""
 
 
 class Decoding:
@@ -106,7 +102,7 @@ class Graphs:
         self._forward = forward
         self._spare = spare
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._recorder = Recorder(device) if device.type == "cuda" else None
         self._steps: dict[Key, tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]] = {}
 
     def serves(self, batch: Batch) -> bool:
@@ -169,29 +165,16 @@ class Graphs:
         self, size: int, width: int, shares: bool
     ) -> tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]:
         step = Decoding(size, width, self._spare, self._device, self._forest(size) if shares else None)
-        if self._device.type != "cuda":
+        if self._recorder is None:
             return step, None, None
         step.clear()  # every row writes to the spare block
-        with torch.cuda.device(self._device):  # a graph holds what was launched on the device that is current
-            before = torch.cuda.current_stream()
-            try:
-                stream = torch.cuda.Stream()
-                stream.wait_stream(before)
-                with torch.cuda.stream(stream):
-                    for _ in range(WARM_UP):
-                        self._forward(step)
-                before.wait_stream(stream)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=self._pool):
-                    scores = self._forward(step)
-            except torch.cuda.OutOfMemoryError:
+        try:
+            graph, scores = self._recorder.record(lambda: self._forward(step))
+        except Unrecordable as error:
+            self.reason = str(error)
+            if self._must:
                 raise
-            except RuntimeError as error:  # an operation of this model that cannot be recorded
-                torch.cuda.set_stream(before)  # where the recording broke off, its own stream is still the current one
-                self.reason = str(error).partition("\n")[0]
-                if self._must:
-                    raise Unrecordable(self.reason) from None
-                return step, None, None
+            return step, None, None
         return step, graph, scores
 
 

@@ -11,10 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import LOG2E, gather, padded, score, weigh
+from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, tile_for, weigh
 
 LEAST = 256  # keys for which another program is worth starting
-TILE = 64  # keys that a program reads at a time
+RESIDENT = 3  # programs that fit on a multiprocessor at once
 
 
 @triton.jit(do_not_specialize=["table_row"])  # tables widen as sequences grow: no new kernel for that
@@ -163,7 +163,7 @@ def decode(
     """
     n, new, heads, dim = q.shape
     kv_heads, page, dv = keys.shape[1], keys.shape[2], values.shape[3]
-    group = heads // kv_heads
+    group, number, wide = heads // kv_heads, q.element_size(), max(dim, dv)
     rows = max(16, triton.next_power_of_2(group * new))
     splits = splits or splits_for(n * kv_heads, tables.shape[1] * page, q.device)
     out = torch.empty(n, new, heads, dv, dtype=q.dtype, device=q.device)
@@ -175,6 +175,7 @@ def decode(
         part_lse = torch.empty(n * kv_heads * splits * rows, dtype=torch.float32, device=q.device)
     nothing = lse
     common = {"GROUP": group, "NEW": new, "ROWS": rows, "KV_HEADS": kv_heads, "DV": dv}
+    tile = tile_for(wide, number, key_scales is not None)
     common |= {"DV_PAD": padded(dv), "HAS_SINKS": sinks is not None}
     _attend[(n, kv_heads, splits)](
         q, keys, values,
@@ -183,10 +184,10 @@ def decode(
         nothing if sinks is None else sinks, out, lse, parts, part_lse,
         q.stride(0), q.stride(1), q.stride(2), tables.stride(0),
         scale * LOG2E, softcap * LOG2E, splits,
-        D=dim, D_PAD=padded(dim), PAGE=page, BN=TILE, WINDOW=window, SOFTCAP=softcap > 0,
+        D=dim, D_PAD=padded(dim), PAGE=page, BN=tile, WINDOW=window, SOFTCAP=softcap > 0,
         HAS_SLOPES=slopes is not None, HAS_TREE=tree is not None, QUANTIZED=key_scales is not None,
         SINGLE=splits == 1, UPCAST=not q.is_cuda, **common,
-        num_warps=4, num_stages=3 if dim <= 128 else 2,
+        num_warps=4, num_stages=stages_for_rows(wide, number, is_hopper(q.device)),
     )  # fmt: skip
     if splits > 1:
         _combine[(n, kv_heads, group * new)](
@@ -197,10 +198,15 @@ def decode(
 
 
 def splits_for(tiles: int, keys: int, device: torch.device) -> int:
-    """Programs for each of ``tiles`` so that about two waves fill the GPU, none with fewer than ``LEAST`` keys.
+    """Programs for each of ``tiles`` so that they fill the GPU once, none with fewer than ``LEAST`` keys.
 
-    The count follows from the width of the tables, not from the lengths, which only the device knows: a graph that
-    was recorded holds for all lengths.
+    A few programs more than the GPU holds at a time would take it as long again. The count follows from the width of
+    the tables, not from the lengths, which only the device knows: a graph that was recorded holds for all lengths.
     """
     units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    return max(1, min(64, -(-2 * units // tiles), keys // LEAST))
+    return max(1, min(64, RESIDENT * units // tiles, keys // LEAST))
+
+
+def stages_for_rows(dim: int, number: int, hopper: bool) -> int:
+    """See ``stages_for``; the rows of heads wider than 128 leave no registers for more than two."""
+    return stages_for(dim, number, hopper and dim <= 128)

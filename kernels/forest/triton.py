@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import LOG2E, gather, padded, score, weigh
+from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, tile_for, weigh
 from kernels.forest.plan import Size
 
 MERGED = 16  # parts that a program puts together at a time
@@ -182,7 +182,7 @@ def forest(
             GROUP=size.group, ROWS=rows, KV_HEADS=kv_heads, D=dim, D_PAD=padded(dim), DV=dv,
             DV_PAD=padded(dv), PAGE=page, WINDOW=window, SOFTCAP=softcap > 0,
             HAS_SLOPES=slopes is not None, QUANTIZED=key_scales is not None, UPCAST=not q.is_cuda,
-            **tuned(rows, max(dim, dv), q.element_size(), _hopper(q.device)),
+            **tuned(rows, max(dim, dv), q.element_size(), is_hopper(q.device), key_scales is not None),
         )  # fmt: skip
     _merge[(n, heads)](
         parts, part_lse, order, starts, nothing if sinks is None else sinks, out, lse,
@@ -201,26 +201,20 @@ def size_for(sequences: int, heads: int, kv_heads: int, dim: int, dtype: torch.d
     if dtype == torch.float32:
         most = 16
     else:
-        most = 128 if dim <= 128 and _hopper(device) else 64
+        most = 128 if dim <= 128 and is_hopper(device) else 64
     units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     return Size.fitting(sequences, heads, kv_heads, units=units, most=most)
 
 
-def tuned(rows: int, dim: int, number: int, hopper: bool) -> dict[str, int]:
+def tuned(rows: int, dim: int, number: int, hopper: bool, is_quantized: bool = False) -> dict[str, int]:
     """Keys at a time, warps and stages for tiles of ``rows`` with heads ``dim`` wide and ``number`` bytes a number.
 
     Chosen so that nothing spills; tests/test_compiled_forest.py shows it for three kinds of GPU.
     """
+    stages = stages_for(dim, number, hopper)
     if number == 4:
-        return {
-            "BN": 64 if dim <= 128 else 16,
-            "num_warps": 4 if rows < 64 else 8,
-            "num_stages": 3 if dim <= 128 else 2,
-        }
+        tile = tile_for(dim, number, is_quantized)
+        return {"BN": tile, "num_warps": 4 if rows < 64 else 8, "num_stages": stages}
     if dim > 128:
-        return {"BN": 32, "num_warps": 4 if rows < 32 else 8, "num_stages": 2}
-    return {"BN": 64, "num_warps": 8 if rows >= (128 if hopper else 32) else 4, "num_stages": 3}
-
-
-def _hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+        return {"BN": 32, "num_warps": 4 if rows < 32 else 8, "num_stages": stages}
+    return {"BN": 64, "num_warps": 8 if rows >= (128 if hopper else 32) else 4, "num_stages": stages}

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import LOG2E, gather, padded, score, weigh
+from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, weigh
 
 
 @triton.jit
@@ -133,6 +133,13 @@ def rows_for(dim: int, group: int, number: int = 2) -> int:
     return max(128 if dim <= 128 else 64, triton.next_power_of_2(group))
 
 
+def width_for(dim: int, number: int = 2) -> int:
+    """Keys of a tile. fp32 products take a register for each number."""
+    if number == 4:
+        return 16
+    return 64 if dim <= 128 else 32
+
+
 def prefill(
     q: torch.Tensor,
     keys: torch.Tensor,
@@ -169,7 +176,7 @@ def prefill(
     kv_heads, page, dv = keys.shape[1], keys.shape[2], values.shape[3]
     group = heads // kv_heads
     number, wide = q.element_size(), max(dim, dv)
-    rows, width = rows or rows_for(wide, group, number), width or (64 if wide <= 128 and number < 4 else 32)
+    rows, width = rows or rows_for(wide, group, number), width or width_for(wide, number)
     sequence, first = cut
     out = torch.empty(tokens, heads, dv, dtype=q.dtype, device=q.device)
     lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
@@ -183,6 +190,6 @@ def prefill(
         GROUP=group, KV_HEADS=kv_heads, D=dim, D_PAD=padded(dim), DV=dv,
         DV_PAD=padded(dv), PAGE=page, BM=rows, BN=width, WINDOW=window, SOFTCAP=softcap > 0,
         HAS_SINKS=sinks is not None, HAS_SLOPES=slopes is not None, QUANTIZED=key_scales is not None,
-        UPCAST=not q.is_cuda, num_warps=8 if dim >= 64 else 4, num_stages=3 if dim <= 128 else 2,
+        UPCAST=not q.is_cuda, num_warps=8 if dim >= 64 else 4, num_stages=stages_for(wide, number, is_hopper(q.device)),
     )  # fmt: skip
     return out, lse

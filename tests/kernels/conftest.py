@@ -1,7 +1,7 @@
 """These tests run the Triton kernels: on a GPU where there is one, else in Triton's interpreter, on the processor.
 
 The interpreter is chosen as a kernel is defined, so it needs a process of its own, which
-``tests/test_kernels_interpreted.py`` starts; by hand: ``TRITON_INTERPRET=1 python -m pytest tests/kernels``.
+``tests/test_simulated_gpu.py`` starts.
 """
 
 import os
@@ -11,6 +11,10 @@ import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    from tests.simulator.launches import quicken
+
+    quicken()
 collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
 
 

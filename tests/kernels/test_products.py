@@ -45,10 +45,13 @@ def calls(monkeypatch):
 def test_layers_side_by_side(hows, count, bias, k, calls):
     if any("group" in how for how in hows) and k != 64:
         k = 128
-    modules = [layer(n, k, how, bias) for n, how in zip((12, 5, 7), hows, strict=False)]
-    x = torch.randn(3, k, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    made = [(n, k, how, bias) for n, how in zip((12, 5, 7), hows, strict=False)]
+    modules = [layer(*how) for how in made]
+    x = torch.randn(3, k, generator=torch.Generator().manual_seed(1))
+    apart = [layer(*how).cpu() for how in made]  # on a GPU a module's own way is through these kernels too
     with torch.inference_mode():
-        expected = torch.cat([m(x) for m in modules], -1)
+        expected = torch.cat([m(x) for m in apart], -1).to(DEVICE)
+    x = x.to(DEVICE)
     before = [{n: t.clone() for n, t in m.state_dict().items()} for m in modules]
     product = Product(modules)
     with torch.inference_mode():

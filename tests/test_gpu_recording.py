@@ -1,0 +1,95 @@
+"""CUDA graphs on a GPU, or on the simulated one: what is recorded, what cannot be, what is left where one breaks."""
+
+import pytest
+import torch
+
+from engine.laboratory.timing import time_calls
+from engine.recording import Recorder, Unrecordable
+from tests.batches import PLAIN, batcher, causal, drain, greedy, ids, row, text
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: run `make gpu-check` on one"),
+]
+GPU = torch.device("cuda", 0)
+
+
+def test_a_replay_computes_anew_from_what_lies_there():
+    x = torch.arange(6.0, device=GPU)
+    graph, found = Recorder(GPU).record(lambda: (x * 2).view(2, 3)[1] + torch.ones(3, device=GPU))
+    for value in (1.0, 5.0):
+        x.fill_(value)
+        graph.replay()
+        assert found.tolist() == [2 * value + 1] * 3
+
+
+@pytest.mark.parametrize(
+    "work",
+    [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x.cpu(), lambda x: x + torch.tensor([1.0], device=GPU)],
+)
+def test_what_waits_for_the_gpu_is_found_before_it_is_recorded(work):
+    x = torch.ones(4, device=GPU)
+    with pytest.raises(Unrecordable, match="synchronizing"):
+        Recorder(GPU).record(lambda: work(x))
+    usable(x)
+
+
+def test_a_recording_that_breaks_off_leaves_the_gpu_usable():
+    """What waits in words of its own is not looked for, and CUDA refuses it in the middle of the recording."""
+    x = torch.ones(4, device=GPU)
+
+    def work():
+        torch.cuda.synchronize()
+        return x * 2
+
+    with pytest.raises(Unrecordable, match="capturing") as caught:
+        Recorder(GPU).record(work)
+    assert "previous error" not in str(caught.value), "the end of the recording is not what broke it"
+    usable(x)
+
+
+def test_an_error_that_is_no_matter_of_recording_stays_what_it_is():
+    x, calls = torch.ones(4, device=GPU), []
+
+    def work():
+        calls.append(x * 2)
+        if len(calls) == 3:
+            raise KeyError("third")
+
+    with pytest.raises(KeyError, match="third"):
+        Recorder(GPU).record(work)
+    usable(x)
+
+
+def usable(x):
+    """Memory can be given back, and the next recording works."""
+    torch.cuda.empty_cache()
+    graph, found = Recorder(GPU).record(lambda: x + 1)
+    x.fill_(6.0)
+    graph.replay()
+    assert found.tolist() == [7.0] * 4
+
+
+def test_what_cannot_be_recorded_is_timed_with_the_host_in_it():
+    x = torch.ones(4, device=GPU)
+    assert time_calls([lambda: x + 1], GPU, 0.01).note is None
+    note = time_calls([lambda: x.sum().item()], GPU, 0.01).note
+    assert note is not None
+    assert "the host's part is in the time" in note
+
+
+def test_a_model_that_waits_runs_without_graphs_and_says_why(monkeypatch):
+    """Mixtures of experts did so, and every recording after theirs failed."""
+    model = causal("llama").to(GPU)
+    inner = model.model.layers[0].mlp
+    plain = inner.forward
+    monkeypatch.setattr(inner, "forward", lambda x: plain(x) * float(x.abs().max() > -1))
+    made = batcher(model, batch_size=3, blocks=12, way=PLAIN)
+    contexts = (text(1), text(18), text(9))
+    try:
+        found = drain(made, [row(c, 5, order=(i,)) for i, c in enumerate(contexts)])
+        assert "no CUDA graphs: called a synchronizing" in made.runner.name
+    finally:
+        made.close()
+    assert ids(found) == [greedy(model, c, 5) for c in contexts]
+    usable(torch.ones(4, device=GPU))

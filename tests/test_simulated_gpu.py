@@ -1,0 +1,49 @@
+"""Starts what runs on a GPU in processes with a simulated one: Triton's kernels are interpreted, on the processor.
+
+``tests/simulator`` says what that shows. By hand:
+``ISOQUANT_SIMULATED_GPU=1 TRITON_INTERPRET=1 python -m pytest tests/kernels``.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Each program of a kernel takes milliseconds, so of whole models the tests that differ most are taken.
+WAYS = "every_way and not efficient and not flex and not compiled"
+MODELS = "(greedy and (gpt2 or mixtral or transformers)) or (one_byte and int8) or (samples and transformers)"
+PARTS = {path.stem: [f"tests/kernels/{path.name}"] for path in (ROOT / "tests" / "kernels").glob("test_*.py")} | {
+    "rules": ["tests/simulator", "tests/test_gpu_recording.py"],
+    "ways": ["tests/test_gpu_engine.py", "-k", WAYS],
+    "models": ["tests/test_gpu_engine.py", "-k", MODELS],
+}
+PLAIN = {"test_runtime"}  # it makes the processor's tensors run through the kernels by itself
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_what_runs_on_a_gpu_runs_on_a_simulated_one(part):
+    """One thread: the interpreter's operations are too small to share."""
+    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    env["ISOQUANT_SIMULATED_GPU"] = str(int(part not in PLAIN))
+    more = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--timeout=500",
+        "-m",
+        "not alone and not slow and not exhaustive",
+    ]
+    command = [sys.executable, "-m", "pytest", *more, *PARTS[part]]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
