@@ -110,7 +110,7 @@ def _margin(tree: Tree, labelled: bool) -> float:
 def _scale(scores: Sequence[float]) -> Figure:
     low, high = min(0.0, *scores, 0.0), max(1.0, *scores, 1.0)
     bar = {
-        "title": {"text": "Score", "font": {"size": 12, "color": MUTED}, "side": "right"},
+        "title": {"text": "Score", "font": {"size": 12, "color": MUTED}, "side": "top"},
         "thickness": 10,
         "len": 130,
         "lenmode": "pixels",
