@@ -188,7 +188,14 @@ def attention_sides(ours: Any, *more: Side) -> tuple[Side, ...]:
         Side("triton", "Isoquant, Triton", True, "Our kernel over the paged cache.", sides.triton, ours),
         *more,
         Side("native", "Isoquant, C++", True, "Our kernel for processors over the paged cache.", sides.native, native),
-        Side("gathered", "Isoquant, plain PyTorch", True, "Gathers the blocks first.", sides.gathered, gathered),
+        Side(
+            "gathered",
+            "Isoquant, in PyTorch",
+            True,
+            "The runtime without a kernel of its own: it gathers the blocks, and leaves the rest to PyTorch.",
+            sides.gathered,
+            gathered,
+        ),
         Side("eager", "PyTorch, eager", False, "As transformers has it.", sides.always, eager),
     )
     pinned = (

@@ -19,7 +19,7 @@ import torch
 
 from engine.devices import is_out_of_memory, release
 from engine.laboratory import compiled, timing
-from engine.laboratory.cases import OPS, Case
+from engine.laboratory.cases import OPS, Case, short_of_memory
 from engine.laboratory.device import Device, look
 from engine.laboratory.op import Call, Op, Side
 from engine.measure.hardware import fingerprint
@@ -105,13 +105,14 @@ def _case(
         **limits,
     )
     bench = Bench(op, case, torch.device(device.name), seed)
+    too_large = short_of_memory(case, device)
     for side in sides:
         if stop():
             return
         row = replace(blank, side=side.name, measured=time.time())
         if with_compiled and side.name == "triton" and compiled.reason() is None:
             row = replace(row, compiled=tuple(compiled.facts(case)))
-        reason = side.reason(case, device)
+        reason = side.reason(case, device) or too_large
         yield replace(row, note=reason) if reason else _side(row, bench, side, budget_s)
     bench.close()
 
@@ -174,7 +175,7 @@ class Bench:
         if self._copies:
             return
         size = self.case.cost().bytes_moved
-        count = timing.copies_for(size, self.device, self.op.held(self.case))
+        count = timing.copies_for(size, self.device, self.case.memory())
         first = self.op.inputs(self.case, self.device, self.seed)
         total = self.op.rows(self.case)
         some = min(total, CHECKED.get(self.op.name, CHECKED_ROWS))

@@ -90,4 +90,5 @@ OP = Op(
     launches=launches,
     sweeps=("new", "batch", "cached"),
     check=paged.check_heads,
+    held=paged.held,
 )
