@@ -83,6 +83,24 @@ def test_what_cannot_run_is_grey_with_its_reason():
     assert button(at, "Measure").disabled
 
 
+def test_what_is_wrong_in_the_form_stands_beside_the_button():
+    at = visit("kernels")
+    for box in at.checkbox:
+        if not box.disabled:
+            box.uncheck()
+    at.run()
+    assert [e.value for e in at.main.error] == ["Tick at least one implementation at the side."]
+    assert not at.sidebar.error
+
+
+def test_the_time_left_is_reckoned_from_the_results(monkeypatch):
+    begun = time.time()
+    rows = tuple(replace(SEVERAL[0], side=s, measured=begun - ago) for s, ago in [("a", 30), ("b", 20), ("c", 10)])
+    monkeypatch.setattr(kernels_job, "newest", lambda: job(started=begun - 3000, planned=13, results=rows))
+    (bar,) = visit("kernels").get("progress")
+    assert "2 min left (of about 2)" in bar.proto.text
+
+
 def test_a_click_starts_what_the_form_says(monkeypatch):
     asked = []
     monkeypatch.setattr(kernels_job, "start", lambda arguments: asked.append(arguments))

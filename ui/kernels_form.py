@@ -36,8 +36,8 @@ class Wanted:
         return [*words, "--sides", ",".join(self.sides)]
 
 
-def show(op: Op, device: Device) -> Wanted | None:
-    """Draw it; None while something must be corrected, which is said beside it."""
+def show(op: Op, device: Device) -> Wanted:
+    """Draw it. Raises SpecError for what must be corrected first."""
     presets = [*PRESETS, OWN]
     usual = "llama-3.1-8b" if device.on_gpu else "llama-3.2-1b"
     preset = st.selectbox(
@@ -56,16 +56,12 @@ def show(op: Op, device: Device) -> Wanted | None:
             shape[field.name] = [_number(op, field, device)]
     dtype = st.segmented_control("Number format", DTYPES, default="bf16", key="kn_dtype", required=True)
     features = _features(op)
-    try:
-        shape |= _sweep(op, {name: values[0] for name, values in shape.items()})
-        found = cases_of(op.name, [str(dtype)], features, shape, device.on_gpu)
-        if why := short_of_memory(max(found, key=Case.memory), device):
-            raise SpecError(f"This does not fit here: {why}. Choose a smaller shape.")
-    except SpecError as error:
-        components.problem(error)
-        return None
+    shape |= _sweep(op, {name: values[0] for name, values in shape.items()})
+    found = cases_of(op.name, [str(dtype)], features, shape, device.on_gpu)
+    if why := short_of_memory(max(found, key=Case.memory), device):
+        raise SpecError(f"This does not fit here: {why}. Choose a smaller shape.")
     sides, able = _sides(op, found[0], device)
-    return Wanted(tuple(found), sides, able) if sides else None
+    return Wanted(tuple(found), sides, able)
 
 
 def _number(op: Op, field: Field, device: Device) -> int:
@@ -141,7 +137,6 @@ def _sides(op: Op, case: Case, device: Device) -> tuple[tuple[str, ...], int]:
                 st.checkbox(side.label, False, key=key, disabled=True, help=side.help)
             st.caption(f"Cannot run: {components.plain(reason)}.")
     if not chosen:
-        st.caption("Tick at least one implementation.")
-        return (), 0
+        raise SpecError("Tick at least one implementation at the side.")
     # Those that cannot run come along, so that the results say why.
     return tuple(side.name for side in op.sides if side.name in chosen or reasons[side.name]), len(chosen)

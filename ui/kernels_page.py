@@ -11,7 +11,7 @@ from engine.laboratory.cases import OPS
 from engine.laboratory.device import look
 from engine.measure.hardware import fingerprint
 from spec.choices import JobState
-from spec.errors import IsoquantError
+from spec.errors import IsoquantError, SpecError
 from spec.kernel_result import KernelResult, KernelStatus
 from store import Store
 from ui import (
@@ -55,8 +55,12 @@ def show() -> None:
         )  # fmt: skip
     op = str(op)
     device = look()
+    wanted, wrong = None, None
     with st.sidebar:
-        wanted = kernels_form.show(OPS[op], device)
+        try:
+            wanted = kernels_form.show(OPS[op], device)
+        except SpecError as error:
+            wrong = error
     job = _guarded_job()
     going = job is not None and job.running
     st.session_state["kn_drawn"] = len(job.results) if job else 0
@@ -65,8 +69,10 @@ def show() -> None:
             "Measure", type="primary", icon=":material/speed:", on_click=_start, args=(wanted,), key="kernel_measure",
             disabled=wanted is None or going, help=_promise(wanted, device.title, going),
         )  # fmt: skip
-    if error := st.session_state.pop("kernel_problem", None):
-        st.error(components.plain(error), icon=":material/error:")
+    if wrong is not None:
+        components.problem(wrong)  # beside the button, for the end of the form may be out of sight
+    if failed := st.session_state.pop("kernel_problem", None):
+        st.error(components.plain(failed), icon=":material/error:")
     with data.store() as store:
         _progress(store, job, op)
         results = kernels_rows.load(store, op)
@@ -82,7 +88,7 @@ def _promise(wanted: Wanted | None, where: str, going: bool) -> str:
     if going:
         return "A measurement is on its way; there is one at a time."
     if wanted is None:
-        return "Correct first what the form at the side says."
+        return "Correct first what is wrong in the form at the side."
     cases = "1 case" if len(wanted.cases) == 1 else f"{len(wanted.cases)} cases"
     return f"{wanted.able} implementations of {cases} on {where}: {roughly(wanted.seconds)}."
 
@@ -139,8 +145,9 @@ def _follow() -> None:
         done, total = len(job.results), job.planned
         with st.container(horizontal=True, vertical_alignment="center"):
             words = f"{done} of {total}" if total else "Starting"
-            if total and 1 < done < total:
-                words += f"  ·  {live.time_left(live.Pace(0, 0.0, done, time.time() - job.started), total)}"
+            if total and 2 < done < total:  # from the first result on, for the start is no measure of the rest
+                pace = live.Pace(1, 0.0, done, time.time() - job.results[1].measured)
+                words += f"  ·  {live.time_left(pace, total)}"
             st.progress(min(1.0, done / total) if total else 0.0, text=words, width="stretch")
             label = "Stop now" if job.stopping else "Stop"
             words = "Ends after the one at hand." if not job.stopping else "Does not wait for the one at hand."
@@ -244,6 +251,7 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
                 kernels_chart.times(measured), key="kernel_times", height=360, filename="times", modebar=False,
                 alt="Bars of the time of one call of each implementation, the fastest on top.",
             )  # fmt: skip
+    pixels = 330 + 18 * max(0, len(measured) - 6)  # a row each, and the legend of the curves
     with st.container(key="page_columns_2"):
         left, right = st.columns([1, 1], gap="medium")
         with left:
@@ -253,14 +261,14 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
                 f"{kernels_rows.baseline(op)}, the plain way to compute it.",
             )
             plot(
-                kernels_chart.errors(measured), key="kernel_errors", height=330, filename="errors", modebar=False,
+                kernels_chart.errors(measured), key="kernel_errors", height=pixels, filename="errors", modebar=False,
                 alt=f"Error of each implementation against fp64 beside that of {kernels_rows.baseline(op)}.",
             )  # fmt: skip
         with right:
-            _curves(op, mine, key)
+            _curves(op, mine, key, pixels)
 
 
-def _curves(op: str, mine: list[KernelResult], key: str) -> None:
+def _curves(op: str, mine: list[KernelResult], key: str, pixels: int) -> None:
     found = {sweep.field: sweep for sweep in kernels_rows.sweeps(mine, key)}
     labels = {f.name: f.label for f in OPS[op].fields}
     head = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
@@ -279,7 +287,7 @@ def _curves(op: str, mine: list[KernelResult], key: str) -> None:
         )  # fmt: skip
     shares = head.toggle("Share of the ceiling", key="kernel_shares", help=ROOF_HELP)
     plot(
-        kernels_chart.curves(found[str(name)], op, shares), key="kernel_curves", height=330, filename="curves",
+        kernels_chart.curves(found[str(name)], op, shares), key="kernel_curves", height=pixels, filename="curves",
         alt=f"Lines for each implementation across {labels.get(str(name), name).lower()}.", on_click=_turn,
     )  # fmt: skip
 

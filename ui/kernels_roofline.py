@@ -14,7 +14,6 @@ from ui.kernels_rows import hardware, is_ours, label
 from ui.theme import INK, MUTED
 
 ROOM = 0.045  # of the height; labels nearer to each other would overlap
-SLOPE = 0.45  # of the width is at least left of the ridge, so that the words on the slope have room
 
 
 def roofline(shown: Sequence[KernelResult], others: Sequence[KernelResult]) -> str:
@@ -25,17 +24,19 @@ def roofline(shown: Sequence[KernelResult], others: Sequence[KernelResult]) -> s
     xs = np.array([r.intensity for r in (*points, *beside)], dtype=float)
     ys = np.array([r.flop_per_s for r in (*points, *beside)], dtype=float)
     low, high = float(xs.min()) / 4, float(xs.max()) * 12  # to the right there is room for names
+    left = False  # where they stand
     data: list[Figure] = []
     if one is not None:
         copy, matmul = float(one.copy_bytes_per_s or 0), float(one.matmul_flop_per_s or 0)
         ridge = matmul / copy
-        high = max(high, ridge * 4)
-        low = min(low, ridge / 16, (ridge / high**SLOPE) ** (1 / (1 - SLOPE)))
+        left = float(xs.min()) > ridge
+        high = max(high / 3 if left else high, ridge * 4)
+        low = min(low, ridge / 16)
         ys = np.append(ys, [matmul, low * copy])
-        data += _ceiling((low, ridge, high), copy, matmul, hardware(one))
+        data += _ceiling((low, ridge, high), copy, matmul, hardware(one), below=left)
     data += [_point(r, 6, 0.45, 0) for r in beside]
     data += [_point(r, 13 if is_ours(r) else 11, 1.0, 1.4 if is_ours(r) else 0.6) for r in points]
-    data.append(_names(points, float(np.log10(ys.max() / ys.min())) or 1.0, (low * high) ** 0.5))
+    data.append(_names(points, float(np.log10(ys.max() / ys.min())) or 1.0, left))
     return to_json(
         {
             "data": data,
@@ -50,7 +51,7 @@ def roofline(shown: Sequence[KernelResult], others: Sequence[KernelResult]) -> s
     )
 
 
-def _ceiling(reach: tuple[float, float, float], copy: float, matmul: float, where: str) -> list[Figure]:
+def _ceiling(reach: tuple[float, float, float], copy: float, matmul: float, where: str, below: bool) -> list[Figure]:
     low, ridge, high = reach
     texts = [f"{si(copy, 'B/s')} copied", "", f"{si(matmul, 'FLOP/s')} multiplied"]
     line = {
@@ -58,15 +59,16 @@ def _ceiling(reach: tuple[float, float, float], copy: float, matmul: float, wher
         "line": {"color": INK, "width": 2}, "hovertemplate": "%{text}<extra></extra>",
         "text": [f"Measured on {escape(where)}: {t}" if t else "" for t in texts],
     }  # fmt: skip
-    # The words stand where no point can be: above the slope, and high up on it, where there is most room.
+    # The words stand where no point is: above the slope and high up on it, or below it where all are right of it.
     level = {
         "type": "scatter", "mode": "lines", "x": [low, ridge], "y": [matmul, matmul], "hoverinfo": "skip",
         "line": {"color": MUTED, "width": 1, "dash": "dot"},
     }  # fmt: skip
-    upper = low**0.2 * ridge**0.8
+    corner = "bottom right" if below else "top left"
+    at = low**0.6 * ridge**0.4 if below else low**0.2 * ridge**0.8
     words = {
-        "type": "scatter", "mode": "text", "x": [upper, low], "y": [upper * copy, matmul],
-        "text": [f"{texts[0]}  ", f" {texts[2]}"], "textposition": ["top left", "top right"], "hoverinfo": "skip",
+        "type": "scatter", "mode": "text", "x": [at, low], "y": [at * copy, matmul], "hoverinfo": "skip",
+        "text": [f"  {texts[0]}  ", f" {texts[2]}"], "textposition": [corner, "top right"],
         "textfont": {"size": 12, "color": MUTED}, "cliponaxis": False,
     }  # fmt: skip
     return [level, line, words]
@@ -82,8 +84,8 @@ def _point(r: KernelResult, size: int, opacity: float, edge: float) -> Figure:
     }  # fmt: skip
 
 
-def _names(points: Sequence[KernelResult], decades: float, middle: float) -> Figure:
-    """Names beside the points, on the side of the middle, as far as they do not cover each other; ours first."""
+def _names(points: Sequence[KernelResult], decades: float, left: bool) -> Figure:
+    """Names right or left of the points, as far as they do not cover each other; ours first."""
     kept: list[KernelResult] = []
     for r in sorted(points, key=lambda r: (not is_ours(r), -(r.flop_per_s or 0))):
         height = np.log10(r.flop_per_s or 1) / decades
@@ -92,6 +94,6 @@ def _names(points: Sequence[KernelResult], decades: float, middle: float) -> Fig
     return {
         "type": "scatter", "mode": "text", "x": [r.intensity for r in kept], "y": [r.flop_per_s for r in kept],
         "text": [f"{SPACE}{escape(label(r))}  {percent(r.share)}{SPACE}" for r in kept],
-        "textposition": ["middle right" if (r.intensity or 0) < middle else "middle left" for r in kept],
+        "textposition": "middle left" if left else "middle right",
         "textfont": {"size": 12, "color": INK}, "hoverinfo": "skip", "cliponaxis": False,
     }  # fmt: skip
