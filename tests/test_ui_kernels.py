@@ -167,8 +167,9 @@ def test_stored_results_are_shown_at_once_with_their_hardware():
     assert table["Implementation"].tolist() == ["Isoquant, Triton", "PyTorch, eager"]
     assert "Note" not in table, "nobody has one"
     assert at.dataframe[1].value["Registers"].tolist() == [72]
-    assert "Failed: SDPA, cuDNN. Reason: out of memory." in words(at)
-    assert "Cannot run: FlexAttention. Reason: no GPU." in words(at)
+    assert at.dataframe[1].value["Shared memory"].tolist() == ["21.0 kB"]
+    lines = "Failed: SDPA, cuDNN. Reason: out of memory.  \nCannot run: FlexAttention. Reason: no GPU."
+    assert lines in words(at)
     assert at.query_params["case"] in (CASE.key(), [CASE.key()])
 
 

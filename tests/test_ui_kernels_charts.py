@@ -75,6 +75,7 @@ def test_bars_carry_their_quartiles_fastest_on_top():
     bars = json.loads(kernels_chart.times(SEVERAL))["data"][0]
     assert bars["y"] == ["PyTorch, eager", "Isoquant, Triton"]
     assert bars["x"] == [5e-4, 1e-4]
+    assert bars["width"] == pytest.approx(0.4), "two bars are no walls"
     assert bars["error_x"]["array"] == pytest.approx([4e-4, 2e-5])
     assert bars["error_x"]["arrayminus"] == pytest.approx([1e-4, 1e-5])
 

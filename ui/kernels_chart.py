@@ -47,6 +47,7 @@ def times(shown: Sequence[KernelResult]) -> str:
     medians = [float(r.median_s or 0) for r in rows]
     trace = {
         "type": "bar", "orientation": "h", "x": medians, "y": [escape(label(r)) for r in rows],
+        "width": min(0.65, 0.2 + 0.1 * len(rows)),  # of a few rows, no walls
         "marker": {"color": [look(r)[0] for r in rows],
                    "line": {"color": INK, "width": [1.4 if is_ours(r) else 0 for r in rows]}},
         "error_x": {"type": "data", "symmetric": False, "color": INK, "thickness": 1.2, "width": 4,
@@ -68,7 +69,7 @@ def times(shown: Sequence[KernelResult]) -> str:
                 xaxis=axis("Time of one call   <b>← better</b>", tickformat="~s", ticksuffix="s", nticks=5,
                            range=[0, ends * 1.25]),
                 yaxis=axis("", showgrid=False, ticks="", tickfont={"color": INK}),
-                margin=MARGIN, bargap=0.35, uirevision="kernels-times",
+                margin=MARGIN, uirevision="kernels-times",
             ),
         }
     )  # fmt: skip

@@ -50,8 +50,8 @@ def results(shown: list[KernelResult]) -> None:
             }
         )
         _draw(frame, HELP, "kernel_table")
-    for words in without(shown):
-        st.caption(components.plain(words))
+    if lines := without(shown):
+        st.caption("  \n".join(components.plain(line) for line in lines))
 
 
 def without(shown: list[KernelResult]) -> list[str]:
@@ -79,13 +79,19 @@ def compiled(shown: list[KernelResult]) -> None:
             "Kernel": [f.get("kernel") for f in facts],
             "Registers": [f.get("registers") for f in facts],
             "Spills": [f.get("spills") for f in facts],
-            "Shared memory": [si(f.get("shared"), "B") if f.get("shared") is not None else "" for f in facts],
+            "Shared memory": [_bytes(f.get("shared")) for f in facts],
             "Tensor-core products": [f.get("tensor_core") for f in facts],
             "Wide loads": [f.get("wide_loads") for f in facts],
             "Note": [f.get("error") or "" for f in facts],
         }
     )
     _draw(frame, COMPILED_HELP, "kernel_compiled")
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return ""
+    return f"{count} B" if count < 1000 else si(count, "B")
 
 
 def _draw(frame: pd.DataFrame, helps: dict[str, str], key: str) -> None:
