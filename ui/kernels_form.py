@@ -13,7 +13,7 @@ from engine.laboratory.op import Feature, Field, Op, Side
 from spec.errors import SpecError
 from ui import components
 
-OWN, ALONE = "my own", "this one alone"
+OWN, ALONE = "my own", "just this case"
 START_S, EACH_S = 5.0, 1.7  # to load PyTorch; to prepare, check and time one implementation of one case
 
 
@@ -38,6 +38,7 @@ class Wanted:
 
 def show(op: Op, device: Device) -> Wanted:
     """Draw it. Raises SpecError for what must be corrected first."""
+    st.markdown("**To be measured next**")  # what is shown beside it may be another case
     presets = [*PRESETS, OWN]
     usual = "llama-3.1-8b" if device.on_gpu else "llama-3.2-1b"
     preset = st.selectbox(
@@ -101,7 +102,7 @@ def _value(op: Op, feature: Feature) -> Any:
 def _sweep(op: Op, shape: dict[str, int]) -> dict[str, list[int]]:
     labels = {f.name: f.label for f in op.fields}
     name = st.selectbox(
-        "Also across",
+        "A curve across",
         [ALONE, *op.sweeps],
         format_func=lambda n: labels[n].lower() if n in labels else n,
         key=f"kn_{op.name}_sweep",

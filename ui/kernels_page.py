@@ -276,7 +276,8 @@ def _curves(op: str, mine: list[KernelResult], key: str, pixels: int) -> None:
     if not found:
         names = " or ".join(labels[name].lower() for name in OPS[op].sweeps)
         st.info(
-            f"Choose {names} under *Also across* and measure: then there is a curve here.", icon=":material/timeline:"
+            f"Choose {names} under *A curve across*, at the side, and measure: it is drawn here.",
+            icon=":material/timeline:",
         )
         return
     name = next(iter(found))
