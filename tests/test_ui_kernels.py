@@ -99,6 +99,9 @@ def test_the_time_left_is_reckoned_from_the_results(monkeypatch):
     monkeypatch.setattr(kernels_job, "newest", lambda: job(started=begun - 3000, planned=13, results=rows))
     (bar,) = visit("kernels").get("progress")
     assert "2 min left (of about 2)" in bar.proto.text
+    rows = (*(replace(SEVERAL[3], side=side, measured=begun - 9) for side in "xyz"), rows[0])
+    (bar,) = visit("kernels").get("progress")
+    assert bar.proto.text == "4 of 13", "what cannot run takes no time and tells none"
 
 
 def test_a_click_starts_what_the_form_says(monkeypatch):

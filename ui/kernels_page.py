@@ -145,9 +145,11 @@ def _follow() -> None:
         done, total = len(job.results), job.planned
         with st.container(horizontal=True, vertical_alignment="center"):
             words = f"{done} of {total}" if total else "Starting"
-            if total and 2 < done < total:  # from the first result on, for the start is no measure of the rest
-                pace = live.Pace(1, 0.0, done, time.time() - job.results[1].measured)
-                words += f"  ·  {live.time_left(pace, total)}"
+            begun = [r.measured for r in job.results if r.status is not KernelStatus.CANNOT]
+            if (
+                total and len(begun) > 1 and done < total
+            ):  # neither the start nor what cannot run says how long it takes
+                words += f"  ·  {live.time_left(live.Pace(0, 0.0, done, time.time() - begun[0]), total)}"
             st.progress(min(1.0, done / total) if total else 0.0, text=words, width="stretch")
             label = "Stop now" if job.stopping else "Stop"
             words = "Ends after the one at hand." if not job.stopping else "Does not wait for the one at hand."
