@@ -126,9 +126,21 @@ def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
     at = visit("kernels")
     assert not button(at, "Measure").disabled
     at.number_input(key="kn_decode_context").set_value(1_000_000).run()
-    assert "its inputs take 32.8 GB of memory, and 2 GB are free" in words(at)
+    assert "it takes 32.8 GB of memory, and 2 GB are free" in words(at)
     assert button(at, "Measure").disabled
     assert "Correct first" in button(at, "Measure").help
+
+
+def test_a_long_call_makes_a_long_promise(monkeypatch):
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 10**13)
+    at = visit("kernels", op="prefill")
+    assert "about 20 s" in button(at, "Measure").help
+    at.number_input(key="kn_prefill_new").set_value(100_000).run()
+    assert " h " in button(at, "Measure").help.replace(".", " ")
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 10**10)
+    at.run()
+    assert {box.label: box.disabled for box in at.checkbox}["PyTorch, eager"]
+    assert not {box.label: box.disabled for box in at.checkbox}["SDPA"]
 
 
 def test_the_format_of_a_weight_is_asked_for_at_once(monkeypatch):
@@ -145,6 +157,7 @@ def test_the_button_says_what_it_will_do(monkeypatch):
     assert "2 implementations of 1 case on a processor: under 10 s." in button(at, "Measure").help
     at.selectbox(key="kn_norm_sweep").set_value("tokens").run()
     assert "2 implementations of 3 cases on a processor: about 20 s." in button(at, "Measure").help
+    assert button(at, "Measure").help in [c.value for c in at.sidebar.caption]
     (tokens,) = (n for n in at.number_input if n.label == "Tokens")
     assert "From 1 to 131,072." in tokens.help
 

@@ -7,14 +7,17 @@ from typing import Any
 
 import streamlit as st
 
-from engine.laboratory.cases import DTYPES, PRESETS, Case, cases_of, short_of_memory
+from engine.laboratory.cases import DTYPES, PRESETS, Case, cases_of, refusal, short_of_memory
 from engine.laboratory.device import Device
 from engine.laboratory.op import Feature, Field, Op, Side
 from spec.errors import SpecError
 from ui import components
+from ui.estimate import roughly
 
 OWN, ALONE = "my own", "just this case"
 START_S, EACH_S = 5.0, 1.7  # to load PyTorch; to prepare, check and time one implementation of one case
+CALLS = 5  # of each one, at the least
+RATES = {False: (1e10, 1e9), True: (5e13, 5e11)}  # operations and bytes a second, of a slow one; True: on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +27,21 @@ class Wanted:
     cases: tuple[Case, ...]
     sides: tuple[str, ...]
     able: int
+    on_gpu: bool = False
 
     @property
     def seconds(self) -> float:
-        """About how long that takes; more where one call takes a good part of a second."""
-        return START_S + EACH_S * len(self.cases) * self.able
+        """About how long that takes."""
+        operations, moved = RATES[self.on_gpu]
+        costs = [case.cost() for case in self.cases]
+        calls = [CALLS * max(cost.flops / operations, cost.bytes_moved / moved) for cost in costs]
+        return START_S + self.able * sum(max(EACH_S, call) for call in calls)
+
+    def promise(self, where: str) -> str:
+        """What a click would do."""
+        cases = "1 case" if len(self.cases) == 1 else f"{len(self.cases)} cases"
+        what = "1 implementation" if self.able == 1 else f"{self.able} implementations"
+        return f"{what} of {cases} on {components.plain(where)}: {roughly(self.seconds)}."
 
     def arguments(self) -> list[str]:
         """For ``kernels measure``."""
@@ -38,7 +51,8 @@ class Wanted:
 
 def show(op: Op, device: Device) -> Wanted:
     """Draw it. Raises SpecError for what must be corrected first."""
-    st.markdown("**To be measured next**")  # what is shown beside it may be another case
+    head = st.container(gap=None)
+    head.markdown("**To be measured next**")  # what is shown beside it may be another case
     presets = [*PRESETS, OWN]
     usual = "llama-3.1-8b" if device.on_gpu else "llama-3.2-1b"
     preset = st.selectbox(
@@ -62,7 +76,9 @@ def show(op: Op, device: Device) -> Wanted:
     if why := short_of_memory(max(found, key=Case.memory), device):
         raise SpecError(f"This does not fit here: {why}. Choose a smaller shape.")
     sides, able = _sides(op, found[0], device)
-    return Wanted(tuple(found), sides, able)
+    wanted = Wanted(tuple(found), sides, able, device.on_gpu)
+    head.caption(wanted.promise(device.title))
+    return wanted
 
 
 def _number(op: Op, field: Field, device: Device) -> int:
@@ -121,7 +137,7 @@ def _sweep(op: Op, shape: dict[str, int]) -> dict[str, list[int]]:
 
 def _sides(op: Op, case: Case, device: Device) -> tuple[tuple[str, ...], int]:
     """Checkboxes, and how many are ticked; what cannot run here is grey, those with one reason together."""
-    reasons = {side.name: side.reason(case, device) for side in op.sides}
+    reasons = {side.name: refusal(case, device, side) for side in op.sides}
     refused: dict[str, list[Side]] = {}
     chosen = []
     can = sum(reason is None for reason in reasons.values())

@@ -89,8 +89,7 @@ def _promise(wanted: Wanted | None, where: str, going: bool) -> str:
         return "A measurement is on its way; there is one at a time."
     if wanted is None:
         return "Correct first what is wrong in the form at the side."
-    cases = "1 case" if len(wanted.cases) == 1 else f"{len(wanted.cases)} cases"
-    return f"{wanted.able} implementations of {cases} on {where}: {roughly(wanted.seconds)}."
+    return wanted.promise(where)
 
 
 def _guarded_job() -> kernels_job.Job | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.laboratory import decode, linear, norm, prefill, rope, sampler, shared, swiglu
 from engine.laboratory.device import Device
-from engine.laboratory.op import BYTES, Cost, Op
+from engine.laboratory.op import BYTES, Cost, Op, Side
 from engine.measure.hardware import gpus
 from engine.predict import memory_of
 from engine.shapes import SHAPES
@@ -124,17 +124,22 @@ def make_case(
     return case
 
 
-def short_of_memory(case: Case, device: Device) -> str | None:
-    """Half a sentence on why the inputs of a case do not fit on a device; None where they may.
+def short_of_memory(case: Case, device: Device, side: Side | None = None) -> str | None:
+    """Half a sentence on why a case, with what ``side`` needs beside it, does not fit on a device; None where it may.
 
-    Asked before anything is made: a processor that runs out of memory ends whatever process it likes.
+    Asked before anything is made: a system that runs out of memory ends whatever process it likes.
     """
     if device.on_gpu and not gpus():  # one that only a test has
         return None
-    needed, free = case.memory(), memory_of(device.on_gpu)
+    needed, free = case.memory() + (side.memory(case) if side else 0), memory_of(device.on_gpu)
     if needed <= free:
         return None
-    return f"its inputs take {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+    return f"it takes {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+
+
+def refusal(case: Case, device: Device, side: Side) -> str | None:
+    """Half a sentence on why an implementation cannot run a case on a device; None where it can."""
+    return side.reason(case, device) or short_of_memory(case, device, side)
 
 
 def _features(op: Op, given: dict[str, Any]) -> tuple[tuple[str, int | str], ...]:
