@@ -8,6 +8,7 @@ from spec.measures import MEASURES, Measure
 
 MISSING = "n/a"
 _PREFIXES = {-4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E"}
+_WORDS = ("tokens", "layers")  # no symbols: a prefix stands apart from them
 # Units of which a thousandth has no name: 0.5 tokens and 0.0111 nats, not 500 m tokens and 11.1 mnats.
 _COUNTED = frozenset({"tokens", "tokens/s", "FLOP", "FLOP/s", "B", "B/s", "nats"})
 SHARES = frozenset({"accuracy", "accuracy_low", "accuracy_high", "pass_at_n", "acceptance_rate", "top1_agreement"})
@@ -16,8 +17,8 @@ SHARES = frozenset({"accuracy", "accuracy_low", "accuracy_high", "pass_at_n", "a
 def si(value: float | None, unit: str = "") -> str:
     """Three significant digits and an SI prefix; none for ``1/s``, and none below 1 for what is counted or in nats.
 
-    >>> si(0.01234, "s"), si(999.96, "J"), si(2.5e12, "FLOP"), si(0, "B"), si(None, "J")
-    ('12.3 ms', '1.00 kJ', '2.50 TFLOP', '0 B', 'n/a')
+    >>> si(0.01234, "s"), si(999.96, "J"), si(2.5e12, "FLOP/s"), si(12_300, "tokens"), si(0, "B"), si(None, "J")
+    ('12.3 ms', '1.00 kJ', '2.50 TFLOP/s', '12.3 k tokens', '0 B', 'n/a')
     """
     if value is None or not math.isfinite(value):
         return MISSING
@@ -28,7 +29,7 @@ def si(value: float | None, unit: str = "") -> str:
     power = 0 if unit == "1/s" else max(0, power) if unit in _COUNTED else power
     prefix = _PREFIXES[power]
     # "12.3 k tokens", but "12.3 kJ": a prefix sticks to a symbol, not to a word.
-    gap = " " if len(unit) > 5 and prefix else ""
+    gap = " " if prefix and unit.startswith(_WORDS) else ""
     return f"{significant(rounded / 10.0 ** (3 * power))} {prefix}{gap}{unit}".strip()
 
 

@@ -30,6 +30,7 @@ def test_si_keeps_three_digits(value, negative):
         (999.4, "J", "999 J"),
         (0, "s", "0 s"),
         (12_300, "tokens", "12.3 k tokens"),
+        (1.84e10, "FLOP/s", "18.4 GFLOP/s"),
         (0.0111, "nats", "0.0111 nats"),
         (2.5, "nats", "2.50 nats"),
         (1.5, "", "1.50"),

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from test_store_kernel_results import a_result
 from test_ui_kernels import of
 
-from engine.laboratory.cases import make_case
+from engine.laboratory.cases import OPS, make_case
 from engine.measure.hardware import ceilings_key
 from store import open_store
 
@@ -72,6 +72,15 @@ def test_a_click_on_a_curve_turns_to_its_case(page):
     )
     page.mouse.click(*at)
     expect(page).to_have_url(re.compile(next(iter(CASE.sweep("batch", [1]))).key()))
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_every_operation_can_be_seen_and_chosen(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    go(page, f"/kernels?case={CASE.key()}")
+    for op in OPS.values():
+        box = page.get_by_test_id("stMain").get_by_role("radio", name=op.label, exact=True).bounding_box()
+        assert box["x"] + box["width"] <= width
 
 
 @pytest.mark.parametrize("width", [1280, 800])

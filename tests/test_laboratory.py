@@ -385,6 +385,32 @@ def test_a_side_that_fails_is_a_row_and_the_others_go_on(monkeypatch, run, words
     assert rows["eager"].status is KernelStatus.MEASURED
 
 
+def test_what_does_not_fit_into_memory_is_not_tried(monkeypatch):
+    case = small("decode")
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: case.memory() - 1)
+    rows = measured(case)
+    assert {r.status for r in rows.values()} == {KernelStatus.CANNOT}
+    assert "are free" in rows["eager"].note
+    assert "NVIDIA" in rows["triton"].note, "what no memory would help comes first"
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: case.memory())
+    rows = measured(case)
+    assert rows["sdpa"].status is KernelStatus.MEASURED
+    assert rows["sdpa"].torch_error is None, "not even for the error may it be tried"
+    assert (rows["eager"].status, rows["sdpa-math"].status) == (KernelStatus.CANNOT, KernelStatus.CANNOT)
+
+
+def test_eager_attention_counts_its_scores():
+    case = parse_case("prefill:new=20000,batch=1,heads=32,kv_heads=32,dim=64")
+    assert OPS["prefill"].side("eager").memory(case) == 32 * 20000**2 * (2 + 4)
+    assert OPS["prefill"].side("sdpa").memory(case) == 0
+
+
+@pytest.mark.parametrize("text", ["decode:context=4096", "prefill:new=16,cached=4080", "shared:prefix=4000,suffix=96"])
+def test_keys_that_a_window_hides_take_memory_too(text):
+    window = "" if text.startswith("shared") else ",window=16"
+    assert parse_case(text + window).memory() >= 4 * 4096 * 8 * 64 * 2, "keys and values, dense and in blocks"
+
+
 def test_a_stop_is_asked_for_before_each_row():
     asked = count()
     found = list(

@@ -361,3 +361,19 @@ def test_the_address_goes_with_its_back_end():
     at.switch_page(FORM).run()
     assert not at.error
     assert command(SPEC) in [c.value for c in at.code]
+
+
+@pytest.mark.parametrize(("field", "word"), [("attention", "triton"), ("graphs", "on")])
+def test_what_a_link_asks_for_and_cannot_be_had_is_said(field, word, monkeypatch):
+    monkeypatch.setattr("engine.refusals.machine", lambda device: Machine())
+    at = visit("run", spec=link.to_text(replace(SPEC, runtime=Runtime(**{field: word}))))
+    assert f"{word} cannot run here: it needs an NVIDIA GPU. The form has auto instead." in words(at)
+    assert link.from_text(at.query_params["spec"]) == SPEC
+    assert "instead" not in words(at.run()), "once"
+
+
+def test_what_another_back_end_had_is_said():
+    at = visit("run", session={"run_model": SPEC.model, "run_backend": "transformers", "run_attention": "sdpa"})
+    assert "instead" not in words(at)
+    at.selectbox(key="run_backend").set_value("isoquant").run()
+    assert "Attention sdpa cannot run here: the back end isoquant does not have it." in words(at)

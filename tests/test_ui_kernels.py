@@ -1,7 +1,6 @@
 """The page Kernels: what it teaches when empty, what is grey and why, what is drawn, and the measurement it starts."""
 
 import json
-import math
 import os
 import time
 from dataclasses import replace
@@ -20,6 +19,7 @@ from spec.run_spec import RunSpec
 from store import open_store
 from ui import kernels_chart, kernels_job, kernels_page, kernels_rows, process
 from ui.kernels_job import Job
+from ui.kernels_roofline import roofline
 
 HOSTILE = "<script>alert(1)</script> **bold** [x](http://evil.example)"
 
@@ -61,12 +61,14 @@ def test_an_empty_page_says_what_will_be_here_and_offers_the_button():
     assert not at.exception
     assert "point under the roof" in words(at).replace("**", "")
     assert "Nothing has been measured here yet." in words(at)
+    assert "kernels import" in words(at)
     assert not button(at, "Measure").disabled
 
 
 def test_what_cannot_run_is_grey_with_its_reason():
     at = visit("kernels")
     boxes = {box.label: box for box in at.checkbox}
+    assert words(at).count("Cannot run: there is no NVIDIA GPU here.") == 1, "once for all of them"
     assert boxes["Isoquant, Triton"].disabled
     assert not boxes["Isoquant, Triton"].value
     assert boxes["PyTorch, eager"].value
@@ -79,6 +81,27 @@ def test_what_cannot_run_is_grey_with_its_reason():
             box.uncheck()
     at.run()
     assert button(at, "Measure").disabled
+
+
+def test_what_is_wrong_in_the_form_stands_beside_the_button():
+    at = visit("kernels")
+    for box in at.checkbox:
+        if not box.disabled:
+            box.uncheck()
+    at.run()
+    assert [e.value for e in at.main.error] == ["Tick at least one implementation at the side."]
+    assert not at.sidebar.error
+
+
+def test_the_time_left_is_reckoned_from_the_results(monkeypatch):
+    begun = time.time()
+    rows = tuple(replace(SEVERAL[0], side=s, measured=begun - ago) for s, ago in [("a", 30), ("b", 20), ("c", 10)])
+    monkeypatch.setattr(kernels_job, "newest", lambda: job(started=begun - 3000, planned=13, results=rows))
+    (bar,) = visit("kernels").get("progress")
+    assert "2 min left (of about 2)" in bar.proto.text
+    rows = (*(replace(SEVERAL[3], side=side, measured=begun - 9) for side in "xyz"), rows[0])
+    (bar,) = visit("kernels").get("progress")
+    assert bar.proto.text == "4 of 13", "what cannot run takes no time and tells none"
 
 
 def test_a_click_starts_what_the_form_says(monkeypatch):
@@ -98,6 +121,47 @@ def test_a_click_starts_what_the_form_says(monkeypatch):
     assert button(at, "Measure").disabled
 
 
+def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 2 * 10**9)
+    at = visit("kernels")
+    assert not button(at, "Measure").disabled
+    at.number_input(key="kn_decode_context").set_value(1_000_000).run()
+    assert "it takes 32.8 GB of memory, and 2 GB are free" in words(at)
+    assert button(at, "Measure").disabled
+    assert "Correct first" in button(at, "Measure").help
+
+
+def test_a_long_call_makes_a_long_promise(monkeypatch):
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 10**13)
+    at = visit("kernels", op="prefill")
+    assert "about 20 s" in button(at, "Measure").help
+    at.number_input(key="kn_prefill_new").set_value(100_000).run()
+    assert " h " in button(at, "Measure").help.replace(".", " ")
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 10**10)
+    at.run()
+    assert {box.label: box.disabled for box in at.checkbox}["PyTorch, eager"]
+    assert not {box.label: box.disabled for box in at.checkbox}["SDPA"]
+
+
+def test_the_format_of_a_weight_is_asked_for_at_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernels_job, "start", lambda arguments: asked.append(arguments))
+    at = visit("kernels", op="linear")
+    at.segmented_control(key="kn_linear_value_weight").set_value("nf4").run()
+    button(at, "Measure").click().run()
+    assert asked[0][1].endswith("weight=nf4")
+
+
+def test_the_button_says_what_it_will_do(monkeypatch):
+    at = visit("kernels", op="norm")
+    assert "2 implementations of 1 case on a processor: under 10 s." in button(at, "Measure").help
+    at.selectbox(key="kn_norm_sweep").set_value("tokens").run()
+    assert "2 implementations of 3 cases on a processor: about 20 s." in button(at, "Measure").help
+    assert button(at, "Measure").help in [c.value for c in at.sidebar.caption]
+    (tokens,) = (n for n in at.number_input if n.label == "Tokens")
+    assert "From 1 to 131,072." in tokens.help
+
+
 def test_a_start_that_fails_is_said(monkeypatch):
     def refuse(arguments):
         raise InputError("Kernels are being measured already.")
@@ -113,11 +177,15 @@ def test_stored_results_are_shown_at_once_with_their_hardware():
     at = visit("kernels")
     assert not at.exception
     assert "Isoquant, Triton is 5 times as fast as PyTorch, eager" in words(at)
-    assert "Measured on NVIDIA H200, commit 0123456789ab" in words(at)
+    assert "Measured on NVIDIA H200, another machine, commit 0123456789ab" in words(at)
+    assert {box.label: box.options for box in at.selectbox}["Hardware"] == ["NVIDIA H200"]
     table = at.dataframe[0].value
-    assert table["Implementation"].tolist() == ["Isoquant, Triton", "PyTorch, eager", "SDPA, cuDNN", "FlexAttention"]
-    assert table["Note"].tolist() == ["", "", "failed: out of memory", "cannot run: no GPU"]
+    assert table["Implementation"].tolist() == ["Isoquant, Triton", "PyTorch, eager"]
+    assert "Note" not in table, "nobody has one"
     assert at.dataframe[1].value["Registers"].tolist() == [72]
+    assert at.dataframe[1].value["Shared memory"].tolist() == ["21.0 kB"]
+    lines = "Failed: SDPA, cuDNN. Reason: out of memory.  \nCannot run: FlexAttention. Reason: no GPU."
+    assert lines in words(at)
     assert at.query_params["case"] in (CASE.key(), [CASE.key()])
 
 
@@ -125,7 +193,9 @@ def test_this_machine_comes_first_and_a_link_names_another():
     here = fingerprint()
     fill(*SEVERAL, of(CASE, "eager", environment=here, device="cpu", measured=1.0))
     at = visit("kernels")
-    assert f"Measured on {here['hardware_name']}" in words(at)
+    assert f"Measured on {here['hardware_name']}, commit" in words(at)
+    assert {b.label: b.value for b in at.selectbox}["Hardware"].startswith(here["hardware_id"])
+    assert {b.label: b.options for b in at.selectbox}["Hardware"][0].endswith("(this machine)")
     at = visit("kernels", op="decode", hw=f"{HARDWARE['hardware_id']}-cuda:0")
     assert "Measured on NVIDIA H200" in words(at)
 
@@ -165,7 +235,7 @@ def test_hostile_words_stay_words():
     assert "**" not in caption.replace("\\*", "")
     with open_store() as store:
         rows = kernels_rows.of_case(kernels_rows.load(store, "decode"), CASE.key())
-    for figure in (kernels_chart.roofline(rows, rows), kernels_chart.times(rows), kernels_chart.errors(rows)):
+    for figure in (roofline(rows, rows), kernels_chart.times(rows), kernels_chart.errors(rows)):
         assert "<script>" not in figure
 
 
@@ -187,6 +257,46 @@ def test_a_measurement_on_its_way_is_found(monkeypatch):
     assert button(at, "Measure").disabled
     button(at, "Stop").click().run()
     assert stopped == [1]
+
+
+def test_one_that_was_stopped_says_so(monkeypatch):
+    found = job(running=False, stopping=True)
+    forgotten = []
+    monkeypatch.setattr(kernels_job, "newest", lambda: None if forgotten else found)
+    monkeypatch.setattr(kernels_job, "forget", lambda: forgotten.append(1))
+    at = visit("kernels")
+    assert "Stopped after 2 of 4; what was measured is kept." in words(at)
+    button(at, "Close").click().run()
+    assert "Stopped" not in words(at)
+    forgotten.clear()
+    found = replace(found, planned=2)
+    assert "Stopped" not in words(visit("kernels")), "it came to its end all the same"
+    found = job(running=False, stopping=True)
+    assert "Stopped" not in words(visit("kernels", op="norm")), "that was another operation"
+
+
+def test_results_are_drawn_as_they_come(monkeypatch):
+    here = {"environment": fingerprint(), "device": "cpu"}
+    monkeypatch.setattr(kernels_job, "start", lambda arguments: None)
+    fill(*SEVERAL)
+    at = visit("kernels")
+    button(at, "Measure").click().run()
+    assert "another machine" in words(at), "nothing new yet"
+    case = make_case("decode")
+    fill(of(case, "eager", **here))
+    monkeypatch.setattr(kernels_job, "newest", lambda: job(results=(of(case, "eager", **here),)))
+    at.run()
+    assert "another machine" not in words(at)
+    assert at.query_params["case"] in (case.key(), [case.key()])
+    assert at.session_state["kn_drawn"] == 1
+    assert at.dataframe[0].value["Implementation"].tolist() == ["PyTorch, eager"]
+
+
+def test_an_empty_page_beside_a_measurement_waits_for_it(monkeypatch):
+    monkeypatch.setattr(kernels_job, "newest", lambda: job(results=()))
+    at = visit("kernels")
+    assert "The first results appear here." in words(at)
+    assert "Nothing has been measured" not in words(at)
 
 
 def test_one_that_failed_says_why(monkeypatch):
@@ -256,49 +366,6 @@ def test_only_one_measures_and_it_can_be_stopped(fake):
     kernels_job.stop()  # nothing there to be stopped
     kernels_job.start(["works"])
     assert len(until(lambda j: not j.running).results) == 2
-
-
-def test_the_roof_is_drawn_where_the_ceilings_are():
-    figure = json.loads(kernels_chart.roofline(list(SEVERAL[:2]), []))
-    level, roof = figure["data"][:2]
-    assert roof["y"][1:] == [1e12, 1e12]
-    assert roof["x"][1] == pytest.approx(1e12 / 6e10)
-    assert roof["y"][0] == pytest.approx(roof["x"][0] * 6e10)
-    assert level["y"] == [1e12, 1e12]
-    (point, _) = (t for t in figure["data"] if t.get("customdata") == [CASE.key()])
-    assert point["y"] == [pytest.approx(CASE.cost().flops / 1e-4)]
-    bare = [replace(r, copy_bytes_per_s=None) for r in SEVERAL[:2]]
-    assert "copied" not in kernels_chart.roofline(bare, [])
-
-
-def test_bars_carry_their_quartiles_fastest_on_top():
-    bars = json.loads(kernels_chart.times(SEVERAL))["data"][0]
-    assert bars["y"] == ["PyTorch, eager", "Isoquant, Triton"]
-    assert bars["x"] == [5e-4, 1e-4]
-    assert bars["error_x"]["array"] == pytest.approx([4e-4, 2e-5])
-    assert bars["error_x"]["arrayminus"] == pytest.approx([1e-4, 1e-5])
-
-
-def test_the_error_of_pytorch_and_twice_that_are_marked():
-    figure = json.loads(kernels_chart.errors(SEVERAL))
-    band, line = figure["layout"]["shapes"]
-    assert (band["x1"], line["x0"]) == (4e-3, 2e-3)
-    assert figure["layout"]["annotations"][0]["x"] == pytest.approx(math.log10(2e-3))
-    assert kernels_chart.figure(0.00163) == "1.6e-3"
-
-
-def test_cases_that_differ_in_one_field_make_a_curve():
-    rows = [of(c, "triton", median_s=1e-4 * c["batch"]) for c in CASE.sweep("batch", [16, 1, 4])]
-    rows += [of(c, "eager") for c in CASE.sweep("context", [64])]
-    rows.append(of(make_case("decode", batch=7, context=99), "triton"))
-    found = {s.field: s for s in kernels_rows.sweeps(rows, CASE.key())}
-    assert set(found) == {"batch", "context"}
-    assert [x for x, _ in found["batch"].lines["triton"]] == [1, 4, 16]
-    figure = json.loads(kernels_chart.curves(found["batch"], "decode", shares=False))
-    assert figure["data"][0]["y"] == pytest.approx([1e-4, 4e-4, 16e-4])
-    shares = json.loads(kernels_chart.curves(found["batch"], "decode", shares=True))["data"][0]["y"]
-    assert shares == pytest.approx([r.share for _, r in found["batch"].lines["triton"]])
-    assert kernels_rows.sweeps(rows, "unknown") == []
 
 
 def test_results_of_another_version_are_shown_too():

@@ -187,6 +187,14 @@ def test_lines_beyond_the_cap_are_counted_votes_with_answers_come_first(store, m
     assert all(line.source for line in selected.lines)
 
 
+def test_points_that_stand_on_different_numbers_of_problems_are_said_to(store):
+    found, _ = shown(store)
+    first, *others = found.lines
+    few = replace(first, points=(*first.points[:-1], replace(first.points[-1], problems=7)))
+    assert "to 24 problems" not in scaling_page.sentence(found, ScalingView())
+    assert "7 to 24 problems" in scaling_page.sentence(replace(found, lines=(few, *others)), ScalingView())
+
+
 def test_too_many_answers_leave_a_vote_without_its_curve_and_say_so(store, monkeypatch):
     monkeypatch.setattr(scaling_lines, "MAX_ANSWERS", 2 * PROBLEMS)
     frame, offered = scaling_lines.load(store)
@@ -237,7 +245,8 @@ def test_a_strategy_that_nobody_knows_any_more_is_left_out(store):
 def test_the_page_shows_lines_its_permalink_and_a_table(home):
     at = visit("scaling", model="lab-s")
     assert not at.exception
-    assert "The steepest line is lab-s" in words(at)
+    assert "lab-s · best-of-n gains most: from" in words(at)
+    assert "Not all were asked the same" not in words(at)
     assert at.query_params == {
         "x": "flops_total",
         "task": "lab-words",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from urllib.parse import parse_qsl
 
 import pytest
 from apptest import visit, words
@@ -15,7 +16,7 @@ from spec.results import Candidate, Node
 from spec.run_spec import RunSpec, TaskSpec
 from spec.strategy import Majority, Rebase, Weighted
 from store import open_store
-from ui import tree_chart, tree_controls, tree_page
+from ui import link, tree_chart, tree_controls, tree_page
 from ui.tree import CLOSE, DROPPED, levels, tree
 from ui.tree_chart import ROOT, card, height, tree_figure
 from ui.tree_view import TreeView
@@ -159,6 +160,8 @@ def test_colour_is_the_score_size_the_tokens_and_dropped_steps_are_grey():
     sizes = {k: t["marker"]["size"][i] for k, (t, i) in steps.items() if k != ROOT}
     assert sizes["2"] > sizes["1"] > sizes["3"] > sizes["0"]
     assert figure["layout"]["coloraxis"]["cmax"] == 1.0
+    assert figure["layout"]["coloraxis"]["colorbar"]["title"]["side"] == "top"
+    assert figure["layout"]["margin"]["r"] == tree_chart.SCALE_PX, "or the buttons of the chart cover the scale"
     thick = next(t for t in figure["data"] if t.get("line", {}).get("width") == 4.0 and t["x"][0] is not None)
     assert len([x for x in thick["x"] if x is None]) == 2, "two edges lead to the answer"
     assert (
@@ -309,6 +312,9 @@ def test_before_the_first_run_the_page_says_what_will_be_here(empty):
     at = visit("tree")
     assert not at.exception
     assert "drawn as a tree" in words(at)
+    (way,) = (element.proto for element in at.get("page_link"))
+    asked = link.from_text(dict(parse_qsl(way.query_string))[link.NAME])
+    assert (way.page, asked.strategy.name) == ("run", "rebase")
 
 
 def test_runs_without_answers_have_nothing_to_draw(empty):

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from engine.recipes import check_compression
 from spec.choices import Backend, PromptStyle
@@ -51,7 +52,7 @@ def show() -> RunSpec | None:
     batch = task.pop("batch_size")
     said = st.container()  # what is wrong stands above the many options, where it is seen
     with st.expander("More options", icon=":material/tune:"):
-        precision, runtime = _machine()
+        precision, runtime = _machine(said)
         weights, recipe, wrong = _compression(smaller)
         strategy |= _row(more, f"run_{name}_", per_row=3)
         task |= _task_options(task["name"])
@@ -189,7 +190,7 @@ def _asks(task: str) -> bool:
     return TASKS[task].default_max_new_tokens is not None
 
 
-def _machine() -> tuple[Values, Values]:
+def _machine(said: DeltaGenerator) -> tuple[Values, Values]:
     a, b = st.columns(2)
     with a:
         device = select("Device", offers.devices(), "run_device", "auto", RUNTIME["device"].help, keep=True)
@@ -205,6 +206,11 @@ def _machine() -> tuple[Values, Values]:
             placeholder="http://localhost:8000/v1",
             help=f"{RUNTIME['server'].help} A key is read from OPENAI_API_KEY of the worker.",
         ).strip()
+    for name in offers.REFUSABLE:  # asked for by a link, by a run of another machine, or before the device was changed
+        key = f"run_{name}"
+        if key in st.session_state and (why := offers.dropped(name, st.session_state[key], backend, device)):
+            said.warning(components.plain(why), icon=":material/swap_horiz:")
+            fields.fill({key: "auto"})
     # What one back end or this device does not have is left out; what the device cannot do is named with its reason.
     names = [n for n in EXECUTION if _is_choice(n, backend, device)]
     chosen: Values = {}

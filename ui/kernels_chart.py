@@ -1,4 +1,4 @@
-"""The pictures of the page Kernels: roofline, times, errors, curves. One colour and mark for each implementation."""
+"""The pictures of the page Kernels: times, errors, curves. One colour and mark for each implementation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from analysis.format import duration, percent, si
 from engine.laboratory.cases import OPS
 from spec.kernel_result import KernelResult, KernelStatus
 from ui.charts import Figure, axis, escape, layout, log_ticks, tick_text, to_json
-from ui.kernels_rows import Sweep, is_ours, label
-from ui.theme import CATEGORIES, INK, MUTED, PAPER
+from ui.kernels_rows import Sweep, baseline, case_words, hardware, is_ours, label
+from ui.theme import INK, MUTED, PAPER
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hourglass", "hexagon")
+# An implementation looks the same wherever it stands. Colours are few: those that never run on one machine share one,
+# and further kernels of a library have none; each symbol is its own within an operation.
+LOOKS: dict[str, tuple[str, str]] = {
+    "triton": ("@c0", "circle"), "native": ("@c1", "square"), "tma": ("@c1", "triangle-down"),
+    "unshared": ("@c1", "triangle-down"), "gathered": ("@c2", "diamond"), "eager": ("@c3", "triangle-up"),
+    "sdpa": ("@c4", "cross"), "rms-norm": ("@c4", "cross"), "unquantized": ("@c4", "cross"),
+    "gluon": ("@c5", "bowtie"), "packed": ("@c5", "hexagon"), "sdpa-flash": ("@c6", "star"),
+    "sdpa-math": (MUTED, "x"), "sdpa-efficient": (MUTED, "pentagon"), "sdpa-cudnn": (MUTED, "hourglass"),
+    "flex": (MUTED, "hexagon2"),
+}  # fmt: skip
+UNKNOWN = (MUTED, "octagon")  # of another version
 SPACE = "\u00a0" * 5  # plain spaces at the edge of a label are lost
 TWICE = 2.0  # times PyTorch's own error is what a kernel may have
-ROOM = 0.045  # of the height; labels nearer to each other would overlap
 MARGIN: Figure = {"l": 12, "r": 16, "t": 12, "b": 12}
 BAR: Figure = {
     "orientation": "v",
@@ -28,88 +37,8 @@ BAR: Figure = {
 
 
 def look(result: KernelResult) -> tuple[str, str]:
-    """Colour role and symbol, by the implementation's place in its operation's list."""
-    names = [s.name for s in OPS[result.op].sides] if result.op in OPS else []
-    at = names.index(result.side) if result.side in names else len(names)
-    return f"@c{at}" if at < CATEGORIES else MUTED, SYMBOLS[at % len(SYMBOLS)]
-
-
-def roofline(shown: Sequence[KernelResult], others: Sequence[KernelResult]) -> str:
-    """Operations per byte against operations per second; ``others``: paler, cases beside the one that is shown."""
-    points = [r for r in shown if r.flop_per_s and r.intensity]
-    beside = [r for r in others if r.flop_per_s and r.intensity]
-    one = next((r for r in points if r.copy_bytes_per_s and r.matmul_flop_per_s), None)
-    xs = np.array([r.intensity for r in (*points, *beside)], dtype=float)
-    ys = np.array([r.flop_per_s for r in (*points, *beside)], dtype=float)
-    low, high = float(xs.min()) / 4, float(xs.max()) * 12  # to the right there is room for names
-    data: list[Figure] = []
-    if one is not None:
-        copy, matmul = float(one.copy_bytes_per_s or 0), float(one.matmul_flop_per_s or 0)
-        ridge = matmul / copy
-        high = max(high, ridge * 4)
-        low = min(low, ridge / 16)
-        ys = np.append(ys, [matmul, low * copy])
-        data += _ceiling(low, ridge, high, copy, matmul)
-    data += [_point(r, 6, 0.45, 0) for r in beside]
-    data += [_point(r, 13 if is_ours(r) else 11, 1.0, 1.4 if is_ours(r) else 0.6) for r in points]
-    data.append(_names(points, float(np.log10(ys.max() / ys.min())) or 1.0))
-    return to_json(
-        {
-            "data": data,
-            "layout": layout(
-                xaxis=_log_axis("Operations per byte moved", np.array([low, high]), "", [low, high]),
-                yaxis=_log_axis("Operations per second   <b>better →</b>", ys, "FLOP/s"),
-                margin=MARGIN | {"r": 44},
-                modebar=BAR,
-                uirevision="kernels-roofline",
-            ),
-        }
-    )
-
-
-def _ceiling(low: float, ridge: float, high: float, copy: float, matmul: float) -> list[Figure]:
-    texts = [f"{si(copy, 'B/s')} copied", "", f"{si(matmul, 'FLOP/s')} multiplied"]
-    line = {
-        "type": "scatter", "mode": "lines", "x": [low, ridge, high], "y": [low * copy, matmul, matmul],
-        "line": {"color": INK, "width": 2}, "hovertemplate": "%{text}<extra></extra>",
-        "text": [f"Measured here: {t}" if t else "" for t in texts],
-    }  # fmt: skip
-    # The words stand where no point can be: above the slope.
-    level = {
-        "type": "scatter", "mode": "lines", "x": [low, ridge], "y": [matmul, matmul], "hoverinfo": "skip",
-        "line": {"color": MUTED, "width": 1, "dash": "dot"},
-    }  # fmt: skip
-    middle = (low * ridge) ** 0.5
-    words = {
-        "type": "scatter", "mode": "text", "x": [middle, low], "y": [middle * copy, matmul],
-        "text": [f"{texts[0]}  ", f" {texts[2]}"], "textposition": ["top left", "top right"], "hoverinfo": "skip",
-        "textfont": {"size": 12, "color": MUTED}, "cliponaxis": False,
-    }  # fmt: skip
-    return [level, line, words]
-
-
-def _point(r: KernelResult, size: int, opacity: float, edge: float) -> Figure:
-    colour, symbol = look(r)
-    return {
-        "type": "scatter", "mode": "markers", "x": [r.intensity], "y": [r.flop_per_s], "customdata": [r.case_key],
-        "hovertext": [card(r)], "hovertemplate": "%{hovertext}<extra></extra>", "cliponaxis": False,
-        "marker": {"size": size, "color": colour, "symbol": symbol, "opacity": opacity,
-                   "line": {"color": INK, "width": edge}},
-    }  # fmt: skip
-
-
-def _names(points: Sequence[KernelResult], decades: float) -> Figure:
-    """Names beside the points as far as they do not cover each other; ours first."""
-    kept: list[KernelResult] = []
-    for r in sorted(points, key=lambda r: (not is_ours(r), -(r.flop_per_s or 0))):
-        height = np.log10(r.flop_per_s or 1) / decades
-        if all(abs(height - np.log10(k.flop_per_s or 1) / decades) > ROOM for k in kept):
-            kept.append(r)
-    return {
-        "type": "scatter", "mode": "text", "x": [r.intensity for r in kept], "y": [r.flop_per_s for r in kept],
-        "text": [f"{SPACE}{escape(label(r))}  {percent(r.share)}" for r in kept], "textposition": "middle right",
-        "textfont": {"size": 12, "color": INK}, "hoverinfo": "skip", "cliponaxis": False,
-    }  # fmt: skip
+    """Colour role and symbol of the implementation."""
+    return LOOKS.get(result.side, UNKNOWN)
 
 
 def times(shown: Sequence[KernelResult]) -> str:
@@ -118,6 +47,7 @@ def times(shown: Sequence[KernelResult]) -> str:
     medians = [float(r.median_s or 0) for r in rows]
     trace = {
         "type": "bar", "orientation": "h", "x": medians, "y": [escape(label(r)) for r in rows],
+        "width": min(0.65, 0.2 + 0.1 * len(rows)),  # of a few rows, no walls
         "marker": {"color": [look(r)[0] for r in rows],
                    "line": {"color": INK, "width": [1.4 if is_ours(r) else 0 for r in rows]}},
         "error_x": {"type": "data", "symmetric": False, "color": INK, "thickness": 1.2, "width": 4,
@@ -139,14 +69,14 @@ def times(shown: Sequence[KernelResult]) -> str:
                 xaxis=axis("Time of one call   <b>← better</b>", tickformat="~s", ticksuffix="s", nticks=5,
                            range=[0, ends * 1.25]),
                 yaxis=axis("", showgrid=False, ticks="", tickfont={"color": INK}),
-                margin=MARGIN, bargap=0.35, uirevision="kernels-times",
+                margin=MARGIN, uirevision="kernels-times",
             ),
         }
     )  # fmt: skip
 
 
 def errors(shown: Sequence[KernelResult]) -> str:
-    """The error of each side beside that of plain PyTorch, and twice that, the most that a kernel may have."""
+    """The error of each side beside that of plain PyTorch, the baseline, and twice that, the most a kernel may have."""
     rows = [r for r in shown if r.error][::-1]
     names = [escape(label(r)) for r in rows]
     torch = next((r.torch_error for r in rows if r.torch_error), None)
@@ -187,7 +117,7 @@ def errors(shown: Sequence[KernelResult]) -> str:
                 "yref": "paper",
                 "yanchor": "bottom",
                 "showarrow": False,
-                "text": "plain PyTorch",
+                "text": escape(baseline(rows[0].op)),
                 "font": font,
             }
         )
@@ -203,7 +133,7 @@ def errors(shown: Sequence[KernelResult]) -> str:
         {
             "data": [trace],
             "layout": layout(
-                xaxis=_log_axis("Error against fp64   <b>← better</b>", values, "", [low, high], power=True),
+                xaxis=log_axis("Error against fp64   <b>← better</b>", values, "", [low, high], power=True, most=5),
                 yaxis=axis("", ticks="", tickfont={"color": INK}),
                 shapes=shapes, annotations=notes, margin=MARGIN | {"t": 26}, uirevision="kernels-errors",
             ),
@@ -215,7 +145,7 @@ def curves(sweep: Sweep, op: str, shares: bool) -> str:
     """Time, or share of the ceiling that binds, of each side along a field."""
     data: list[Figure] = []
     ys: list[float] = []
-    for line in sweep.lines.values():
+    for line in sorted(sweep.lines.values(), key=lambda line: line[-1][1].median_s or 0.0):  # the fastest first
         some = [(x, r, r.share if shares else r.median_s) for x, r in line]
         some = [p for p in some if p[2]]
         if not some:
@@ -247,7 +177,7 @@ def curves(sweep: Sweep, op: str, shares: bool) -> str:
             "data": data,
             "layout": layout(
                 xaxis=across,
-                yaxis=up if shares else _log_axis("Time of one call   <b>← better</b>", np.array(ys), "s"),
+                yaxis=up if shares else log_axis("Time of one call   <b>← better</b>", np.array(ys), "s"),
                 margin=MARGIN | {"r": 44}, modebar=BAR, showlegend=True, legend=legend,
                 uirevision=f"kernels-{sweep.field}-{shares}",
             ),
@@ -257,18 +187,17 @@ def curves(sweep: Sweep, op: str, shares: bool) -> str:
 
 def card(r: KernelResult) -> str:
     """The hover text: what it is, what was measured, on what."""
-    lines = [f"<b>{escape(label(r))}</b>", escape(r.case_text).replace(",", ", ")]
+    lines = [f"<b>{escape(label(r))}</b>", escape(case_words(r))]
     if r.status is KernelStatus.MEASURED:
         lines += [
             f"Time: {duration(r.median_s)} ({duration(r.q1_s)} - {duration(r.q3_s)}), n = {r.repeats}",
             f"{si(r.bytes_per_s, 'B/s')}, {percent(r.share_of_copy)} of copying",
             f"{si(r.flop_per_s, 'FLOP/s')}, {percent(r.share_of_matmul)} of matrix products",
-            f"Error: {figure(r.error)}; plain PyTorch: {figure(r.torch_error)}",
+            f"Error: {figure(r.error)}; {escape(baseline(r.op))}: {figure(r.torch_error)}",
         ]
     if r.note:
         lines.append(escape(r.note))
-    hardware = escape(r.environment.get("hardware_name", "unknown hardware"))
-    return "<br>".join([*lines, f"{hardware}, commit {escape(r.environment.get('commit') or 'unknown')}"])
+    return "<br>".join([*lines, f"{escape(hardware(r))}, commit {escape(r.environment.get('commit') or 'unknown')}"])
 
 
 def figure(error: float | None) -> str:
@@ -279,10 +208,19 @@ def figure(error: float | None) -> str:
     return f"{head}e{int(power)}" if error else "0"
 
 
-def _log_axis(title: str, values: Any, unit: str, reach: Sequence[float] | None = None, power: bool = False) -> Figure:
+def log_axis(
+    title: str,
+    values: Any,
+    unit: str,
+    reach: Sequence[float] | None = None,
+    power: bool = False,
+    most: int = 10,
+) -> Figure:
+    """A log axis with at most so many ticks; ``power``: these are errors."""
     ticks = log_ticks(values)
+    ticks = ticks[:: -(-len(ticks) // most) or 1]
     words = [figure(v) if power else tick_text(v, unit) if unit else f"{v:g}" for v in ticks]
-    more: Figure = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": words}
+    more: Figure = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": words, "tickangle": 0}
     if reach is not None:
         more["range"] = [float(np.log10(v)) for v in reach]
     return axis(title.replace("   <b>", ", log scale   <b>") if "<b>" in title else f"{title}, log scale", **more)

@@ -11,7 +11,7 @@ from ui.address import Address
 
 OP, MACHINE, CASE = "kernel_op", "kernel_machine", "kernel_case"
 PARAMETERS = {"op": OP, "hw": MACHINE, "case": CASE}
-ADDRESS, PENDING = Address("kernel_"), "kernel_pending"
+ADDRESS = Address("kernel_")
 
 
 def read() -> None:
@@ -28,10 +28,15 @@ def read() -> None:
     ADDRESS.note(params)
 
 
+def await_choice(key: str, value: str) -> None:
+    """Choose ``value`` as soon as it is offered: what is measured has no results yet."""
+    st.session_state[f"{key}_pending"] = value
+
+
 def settle(key: str, offered: Collection[str]) -> None:
-    """Forget a choice that is not offered (any more), and remember what was pending as soon as it is there."""
-    if key == CASE and st.session_state.get(PENDING) in offered:
-        st.session_state[CASE] = st.session_state.pop(PENDING)
+    """Forget a choice that is not offered (any more), and turn to what was waited for as soon as it is there."""
+    if st.session_state.get(f"{key}_pending") in offered:
+        st.session_state[key] = st.session_state.pop(f"{key}_pending")
     if key in st.session_state and st.session_state[key] not in offered:
         del st.session_state[key]
 

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import time
 
-import pandas as pd
 import streamlit as st
 
-from analysis.format import duration, percent, si
+from analysis.format import duration, percent
 from engine.laboratory.cases import OPS
 from engine.laboratory.device import look
+from engine.measure.hardware import fingerprint
 from spec.choices import JobState
-from spec.errors import IsoquantError
+from spec.errors import IsoquantError, SpecError
 from spec.kernel_result import KernelResult, KernelStatus
 from store import Store
-from ui import components, data, kernels_chart, kernels_form, kernels_job, kernels_link, kernels_rows, live
+from ui import (
+    components,
+    data,
+    kernels_chart,
+    kernels_form,
+    kernels_job,
+    kernels_link,
+    kernels_rows,
+    kernels_tables,
+    live,
+)
+from ui.estimate import roughly
 from ui.kernels_form import Wanted
+from ui.kernels_roofline import roofline
 from ui.plot import plot
 
 POLL_S = 1.0
-GPUS = {80: "A100", 89: "L40, RTX 4090", 90: "H100, H200"}
 ROOF_HELP = (
     "A call cannot be faster than its bytes can be copied, nor than its operations can be done by a matrix product. "
-    "Both limits were measured on this machine. Bytes and operations are those that the operation cannot do without; "
-    "docs/metrics.md has the formulas."
+    "Both limits were measured on the hardware that is named above. Bytes and operations are those that the operation "
+    "cannot do without; docs/metrics.md has the formulas. Percent: how near to the limit. Small pale marks are other "
+    "cases; click one to see it."
+)
+ELSEWHERE = (
+    "A GPU in another machine is measured there, by `python cli.py kernels measure --json > gpu.jsonl`; "
+    "`python cli.py kernels import gpu.jsonl` brings the results here."
 )
 
 
@@ -35,28 +51,45 @@ def show() -> None:
     with top:
         op = st.segmented_control(
             "Operation", list(OPS), format_func=lambda name: OPS[name].label, key=kernels_link.OP, required=True,
-            label_visibility="collapsed", width="stretch",
+            label_visibility="collapsed", width="stretch", wrap=True,
         )  # fmt: skip
     op = str(op)
     device = look()
+    wanted, wrong = None, None
     with st.sidebar:
-        wanted = kernels_form.show(OPS[op], device)
+        try:
+            wanted = kernels_form.show(OPS[op], device)
+        except SpecError as error:
+            wrong = error
     job = _guarded_job()
+    going = job is not None and job.running
+    st.session_state["kn_drawn"] = len(job.results) if job else 0
     with top:
         st.button(
             "Measure", type="primary", icon=":material/speed:", on_click=_start, args=(wanted,), key="kernel_measure",
-            disabled=wanted is None or (job is not None and job.running),
+            disabled=wanted is None or going, help=_promise(wanted, device.title, going),
         )  # fmt: skip
-    if error := st.session_state.pop("kernel_problem", None):
-        st.error(components.plain(error), icon=":material/error:")
+    if wrong is not None:
+        components.problem(wrong)  # beside the button, for the end of the form may be out of sight
+    if failed := st.session_state.pop("kernel_problem", None):
+        st.error(components.plain(failed), icon=":material/error:")
     with data.store() as store:
-        _progress(store, job)
+        _progress(store, job, op)
         results = kernels_rows.load(store, op)
     if results:
         _results(op, results)
     else:
         kernels_link.write(op)
-        _empty(op, wanted)
+        _empty(op, wanted, going)
+
+
+def _promise(wanted: Wanted | None, where: str, going: bool) -> str:
+    """What a click would do, or why there is none."""
+    if going:
+        return "A measurement is on its way; there is one at a time."
+    if wanted is None:
+        return "Correct first what is wrong in the form at the side."
+    return wanted.promise(where)
 
 
 def _guarded_job() -> kernels_job.Job | None:
@@ -76,11 +109,11 @@ def _start(wanted: Wanted | None) -> None:
     except (IsoquantError, OSError) as error:
         st.session_state["kernel_problem"] = str(error)
         return
-    st.session_state[kernels_link.PENDING] = wanted.cases[0].key()
-    st.session_state.pop(kernels_link.MACHINE, None)
+    kernels_link.await_choice(kernels_link.CASE, wanted.cases[0].key())
+    kernels_link.await_choice(kernels_link.MACHINE, f"{fingerprint()['hardware_id']}-{look().name}")
 
 
-def _progress(store: Store, job: kernels_job.Job | None) -> None:
+def _progress(store: Store, job: kernels_job.Job | None, op: str) -> None:
     if job is None:
         return
     if job.running:
@@ -94,21 +127,28 @@ def _progress(store: Store, job: kernels_job.Job | None) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.error(components.plain(job.error), icon=":material/error:", width="stretch")
             st.button("Close", on_click=kernels_job.forget, icon=":material/close:", key="kernel_close")
+    elif job.stopping and len(job.results) < (job.planned or 1) and all(r.op == op for r in job.results):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            how_far = f"Stopped after {len(job.results)} of {job.planned or 'all'}; what was measured is kept."
+            st.info(how_far, icon=":material/stop_circle:", width="stretch")
+            st.button("Close", on_click=kernels_job.forget, icon=":material/close:", key="kernel_close")
 
 
 @live.guarded
 def _follow() -> None:
     """How far it is, result by result, until it ends."""
     job = kernels_job.newest()
-    if job is None or not job.running:
-        st.rerun()  # once, of the whole page, which then draws the results
+    if job is None or not job.running or len(job.results) != st.session_state["kn_drawn"]:
+        st.rerun()  # the whole page, which then draws what is new
     with st.container(border=True):
         done, total = len(job.results), job.planned
         with st.container(horizontal=True, vertical_alignment="center"):
             words = f"{done} of {total}" if total else "Starting"
-            seconds = time.time() - job.started
-            if total and 1 < done < total:
-                words += f"  ·  about {duration(max(1.0, seconds / done * (total - done)))} left"
+            begun = [r.measured for r in job.results if r.status is not KernelStatus.CANNOT]
+            if (
+                total and len(begun) > 1 and done < total
+            ):  # neither the start nor what cannot run says how long it takes
+                words += f"  ·  {live.time_left(live.Pace(0, 0.0, done, time.time() - begun[0]), total)}"
             st.progress(min(1.0, done / total) if total else 0.0, text=words, width="stretch")
             label = "Stop now" if job.stopping else "Stop"
             words = "Ends after the one at hand." if not job.stopping else "Does not wait for the one at hand."
@@ -116,9 +156,10 @@ def _follow() -> None:
         if job.results:
             last = job.results[-1]
             name = components.plain(kernels_rows.label(last))
-            st.caption(f"{name}: {components.plain(outcome(last))}  ·  {components.plain(last.case_text)}")
-        elif total:
-            st.caption("Measures first how fast this machine copies and multiplies, where nobody did so yet.")
+            case = components.plain(kernels_rows.case_words(last))
+            st.caption(f"{name}: {components.plain(outcome(last))}  ·  {case}")
+        else:
+            st.caption("The first time it measures how fast this machine copies and multiplies, which takes a while.")
 
 
 def outcome(r: KernelResult) -> str:
@@ -128,66 +169,70 @@ def outcome(r: KernelResult) -> str:
     return f"{duration(r.median_s)}, {percent(r.share)} of what the hardware can do"
 
 
-def _empty(op: str, wanted: Wanted | None) -> None:
+def _empty(op: str, wanted: Wanted | None, going: bool) -> None:
     st.markdown(
         f"{components.plain(OPS[op].help)} Here each implementation of it becomes a **point under the roof** of this "
-        "machine: how fast it is beside the fastest that the hardware allows, and how exact beside plain PyTorch."
+        f"machine: how fast it is beside the fastest that the hardware allows, and how exact beside "
+        f"{components.plain(kernels_rows.baseline(op))}."
     )
-    count = len(wanted.cases) * len(wanted.sides) if wanted else 0
-    st.markdown("Nothing has been measured here yet." + (f" **Measure** takes about {3 * count} s." if count else ""))
+    if going:
+        st.markdown("The first results appear here.")
+        return
+    click = f" **Measure**, at the top, takes {roughly(wanted.seconds)}." if wanted else ""
+    st.markdown(f"Nothing has been measured here yet.{click}")
+    st.caption(ELSEWHERE)
 
 
 def _results(op: str, results: list[KernelResult]) -> None:
     names = {"-".join(m): name for m, name in kernels_rows.machines(results).items()}
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        machine = next(iter(names))
-        if len(names) > 1:
-            kernels_link.settle(kernels_link.MACHINE, names)
-            machine = st.selectbox(
-                "Hardware", list(names), format_func=lambda k: names.get(k, k), key=kernels_link.MACHINE, width=340,
-                help="Where it was measured. Files of other machines come in by `python cli.py kernels import`.",
-            )  # fmt: skip
+        kernels_link.settle(kernels_link.MACHINE, names)
+        machine = st.selectbox(
+            "Hardware", list(names), format_func=lambda k: names.get(k, k), key=kernels_link.MACHINE, width=280,
+            help=f"Where it was measured. {ELSEWHERE}",
+        )  # fmt: skip
         mine = [r for r in results if "-".join(kernels_rows.machine_of(r)) == machine]
         known = kernels_rows.cases(mine)
         kernels_link.settle(kernels_link.CASE, known)
         key = st.selectbox(
-            "Case", list(known), format_func=lambda k: pretty(known.get(k, k)), key=kernels_link.CASE,
+            "Case", list(known), format_func=lambda k: known.get(k, k), key=kernels_link.CASE,
             help="Shape, number format and features; the one measured last comes first.",
         )  # fmt: skip
     kernels_link.write(op, machine if len(names) > 1 else None, key)
     shown = kernels_rows.of_case(mine, key)
-    st.caption(sentence(shown))
+    if found := conclusion(shown):
+        st.markdown(components.plain(found))
+    st.caption(components.plain(provenance(shown[0])))
     measured = [r for r in shown if r.status is KernelStatus.MEASURED]
     if measured:
         _pictures(op, mine, key, measured)
-    _table(shown)
-    _compiled(shown)
+    kernels_tables.results(shown)
+    kernels_tables.compiled(shown)
 
 
-def pretty(text: str) -> str:
-    """A case's text with room between its words."""
-    return text.partition(":")[2].replace(",", ", ").replace("dtype=", "")
+def provenance(one: KernelResult) -> str:
+    """Where and when it was measured."""
+    where = kernels_rows.hardware(one) + ("" if kernels_rows.is_here(one) else ", another machine")
+    return (
+        f"Measured on {where}, commit {one.environment.get('commit') or 'unknown'}, {components.ago(one.measured)} ago."
+    )
 
 
-def sentence(shown: list[KernelResult]) -> str:
-    """What the pictures say, and where and when it was measured."""
+def conclusion(shown: list[KernelResult]) -> str:
+    """What the pictures say, in a sentence or two; empty where there is nothing to compare."""
     measured = [r for r in shown if r.status is KernelStatus.MEASURED]
-    one = shown[0]
-    where = f"Measured on {one.environment.get('hardware_name', 'unknown hardware')}"
-    where += f", commit {one.environment.get('commit') or 'unknown'}, {components.ago(one.measured)} ago."
     ours = [r for r in measured if kernels_rows.is_ours(r)]
     theirs = [r for r in measured if not kernels_rows.is_ours(r)]
     parts = []
     if ours and theirs:
         best, other = ours[0], theirs[0]
         ratio = float(other.median_s or 0) / float(best.median_s or 1)
-        than = f"{kernels_rows.label(best)} is {max(ratio, 1 / ratio):.3g} times as "
-        parts.append(
-            f"{than}{'fast' if ratio >= 1 else 'slow'} as {kernels_rows.label(other)}, the fastest of the others."
-        )
+        pace = f"is {ratio:.3g} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.3g} times as long as"
+        parts.append(f"{kernels_rows.label(best)} {pace} {kernels_rows.label(other)}, the fastest of the others.")
         if best.error is not None and best.torch_error:
-            parts.append(f"Its error is {best.error / best.torch_error:.2g} times that of plain PyTorch.")
-    return components.plain(" ".join([*parts, where]))
+            times = best.error / best.torch_error
+            parts.append(f"Its error is {times:.2g} times that of {kernels_rows.baseline(best.op)}.")
+    return " ".join(parts)
 
 
 def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[KernelResult]) -> None:
@@ -198,7 +243,7 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
         with left:
             st.markdown("**How close to the hardware**", help=ROOF_HELP)
             plot(
-                kernels_chart.roofline(measured, others), key="kernel_roofline", height=360, filename="roofline",
+                roofline(measured, others), key="kernel_roofline", height=360, filename="roofline",
                 alt="Operations per byte against operations per second under the measured ceilings.", on_click=_turn,
             )  # fmt: skip
         with right:
@@ -207,22 +252,24 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
                 kernels_chart.times(measured), key="kernel_times", height=360, filename="times", modebar=False,
                 alt="Bars of the time of one call of each implementation, the fastest on top.",
             )  # fmt: skip
+    pixels = 330 + 18 * max(0, len(measured) - 6)  # a row each, and the legend of the curves
     with st.container(key="page_columns_2"):
-        left, right = st.columns([2, 3], gap="medium")
+        left, right = st.columns([1, 1], gap="medium")
         with left:
             st.markdown(
                 "**How exact**",
-                help="Norm of the difference from fp64 over the norm. Green: at most twice plain PyTorch's error.",
+                help="Norm of the difference from fp64 over the norm. Green: at most twice the error of "
+                f"{kernels_rows.baseline(op)}, the plain way to compute it.",
             )
             plot(
-                kernels_chart.errors(measured), key="kernel_errors", height=330, filename="errors", modebar=False,
-                alt="Error of each implementation against fp64 beside that of plain PyTorch.",
+                kernels_chart.errors(measured), key="kernel_errors", height=pixels, filename="errors", modebar=False,
+                alt=f"Error of each implementation against fp64 beside that of {kernels_rows.baseline(op)}.",
             )  # fmt: skip
         with right:
-            _curves(op, mine, key)
+            _curves(op, mine, key, pixels)
 
 
-def _curves(op: str, mine: list[KernelResult], key: str) -> None:
+def _curves(op: str, mine: list[KernelResult], key: str, pixels: int) -> None:
     found = {sweep.field: sweep for sweep in kernels_rows.sweeps(mine, key)}
     labels = {f.name: f.label for f in OPS[op].fields}
     head = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
@@ -230,7 +277,8 @@ def _curves(op: str, mine: list[KernelResult], key: str) -> None:
     if not found:
         names = " or ".join(labels[name].lower() for name in OPS[op].sweeps)
         st.info(
-            f"Choose {names} under *Also across* and measure: then there is a curve here.", icon=":material/timeline:"
+            f"Choose {names} under *A curve across*, at the side, and measure: it is drawn here.",
+            icon=":material/timeline:",
         )
         return
     name = next(iter(found))
@@ -241,7 +289,7 @@ def _curves(op: str, mine: list[KernelResult], key: str) -> None:
         )  # fmt: skip
     shares = head.toggle("Share of the ceiling", key="kernel_shares", help=ROOF_HELP)
     plot(
-        kernels_chart.curves(found[str(name)], op, shares), key="kernel_curves", height=330, filename="curves",
+        kernels_chart.curves(found[str(name)], op, shares), key="kernel_curves", height=pixels, filename="curves",
         alt=f"Lines for each implementation across {labels.get(str(name), name).lower()}.", on_click=_turn,
     )  # fmt: skip
 
@@ -249,45 +297,3 @@ def _curves(op: str, mine: list[KernelResult], key: str) -> None:
 def _turn(key: str) -> None:
     """Show the case of a point that was clicked."""
     st.session_state[kernels_link.CASE] = key
-
-
-def _table(shown: list[KernelResult]) -> None:
-    """Every side, those that cannot run included."""
-    frame = pd.DataFrame(
-        {
-            "Implementation": [kernels_rows.label(r) for r in shown],
-            "Time": [duration(r.median_s) if r.median_s else "" for r in shown],
-            "Bandwidth": [si(r.bytes_per_s, "B/s") if r.median_s else "" for r in shown],
-            "of copying": [percent(r.share_of_copy) if r.median_s else "" for r in shown],
-            "Operations": [si(r.flop_per_s, "FLOP/s") if r.median_s else "" for r in shown],
-            "of matrix products": [percent(r.share_of_matmul) if r.median_s else "" for r in shown],
-            "Error": [kernels_chart.figure(r.error) if r.error is not None else "" for r in shown],
-            "PyTorch's": [kernels_chart.figure(r.torch_error) if r.torch_error is not None else "" for r in shown],
-            "Note": [(r.note or "") if r.status is KernelStatus.MEASURED else outcome(r) for r in shown],
-        }
-    )
-    st.dataframe(frame, hide_index=True, width="stretch", key="kernel_table")
-
-
-def _compiled(shown: list[KernelResult]) -> None:
-    facts = next((r.compiled for r in shown if r.compiled), None)
-    if not facts:
-        return
-    st.markdown(
-        "**What the compiler made of our Triton kernel**",
-        help="Asked of Triton's own compiler and assembler, for GPUs that need not be here. Spills are loads and "
-        "stores of registers that did not suffice: there should be none.",
-    )
-    frame = pd.DataFrame(
-        {
-            "GPU": [f"{GPUS.get(f.get('capability'), '')} (sm_{f.get('capability')})".strip() for f in facts],
-            "Kernel": [f.get("kernel") for f in facts],
-            "Registers": [f.get("registers") for f in facts],
-            "Spills": [f.get("spills") for f in facts],
-            "Shared memory": [si(f.get("shared"), "B") if f.get("shared") is not None else "" for f in facts],
-            "Tensor-core products": [f.get("tensor_core") for f in facts],
-            "Wide loads": [f.get("wide_loads") for f in facts],
-            "Note": [f.get("error") or "" for f in facts],
-        }
-    )
-    st.dataframe(frame, hide_index=True, width="stretch", key="kernel_compiled")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from engine.laboratory.cases import OPS, Case
+from engine.laboratory.cases import OPS, PRESETS, Case
 from engine.measure.hardware import ROOT, fingerprint
 from spec.errors import InputError, IsoquantError
 from spec.kernel_result import KernelResult, KernelStatus, parse_results
@@ -57,21 +57,27 @@ def machine_of(result: KernelResult) -> Machine:
 
 def machines(results: Iterable[KernelResult]) -> dict[Machine, str]:
     """Every machine with its name; this one comes first, then the one that measured last."""
-    own = fingerprint()["hardware_id"]
     found: dict[Machine, str] = {}
-    for result in sorted(results, key=lambda r: (machine_of(r)[0] != own, -r.measured)):
-        name = str(result.environment.get("hardware_name") or "unknown hardware")
+    for result in sorted(results, key=lambda r: (not is_here(r), -r.measured)):
         on_cpu = " (its processor)" if result.device == "cpu" and result.environment.get("gpus") else ""
         index = result.device.partition(":")[2]
-        found.setdefault(machine_of(result), name + on_cpu + (f", GPU {index}" if index not in ("", "0") else ""))
+        number = f", GPU {index}" if index not in ("", "0") else ""
+        name = hardware(result) + on_cpu + number
+        found.setdefault(machine_of(result), f"{name} (this machine)" if is_here(result) else name)
     return found
 
 
+def is_here(result: KernelResult) -> bool:
+    """Whether it was measured on this machine."""
+    return machine_of(result)[0] == fingerprint()["hardware_id"]
+
+
 def cases(results: Iterable[KernelResult]) -> dict[str, str]:
-    """Key and text of every case, the one measured last first."""
+    """Key and words of every case, the one measured last first."""
     found: dict[str, str] = {}
     for result in sorted(results, key=lambda r: -r.measured):
-        found.setdefault(result.case_key, result.case_text)
+        if result.case_key not in found:
+            found[result.case_key] = case_words(result)
     return found
 
 
@@ -118,6 +124,36 @@ def label(result: KernelResult) -> str:
     """The name of a side for people."""
     found = {s.name: s.label for s in OPS[result.op].sides} if result.op in OPS else {}
     return found.get(result.side, result.side)
+
+
+def baseline(op: str) -> str:
+    """The name of the implementation whose error others are held against."""
+    return OPS[op].side(OPS[op].baseline).label if op in OPS else "plain PyTorch"
+
+
+def hardware(result: KernelResult) -> str:
+    """The name of the machine that measured it."""
+    return str(result.environment.get("hardware_name") or "unknown hardware")
+
+
+def case_words(result: KernelResult) -> str:
+    """A case for people: whose shape, what else, in what format, with which features."""
+    case = case_of(result)
+    if case is None:  # of another version
+        return result.case_text.partition(":")[2].replace(",", ", ")
+    op, shape = OPS[case.op], dict(case.shape)
+    alike = [p for p in PRESETS.values() if (some := p.fields(op.name)) and some.items() <= shape.items()]
+    model = alike[0] if len(alike) == 1 else None
+    inside = model.fields(op.name) if model else {}
+    own = [f"{_lower(f.label)} {shape[f.name]:,}" for f in op.fields if f.name not in inside and shape[f.name]]
+    labels = {f.name: _lower(f.label) for f in op.features}
+    features = [labels[n] if value == 1 else f"{labels[n]} {value}" for n, value in case.features]
+    return "  ·  ".join([", ".join([*own, case.dtype, *features]), *([model.title] if model else [])])
+
+
+def _lower(name: str) -> str:
+    """A label inside a sentence; abbreviations stay."""
+    return name if name[1:2].isupper() else name[0].lower() + name[1:]
 
 
 def is_ours(result: KernelResult) -> bool:

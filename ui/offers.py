@@ -27,6 +27,7 @@ from spec.strategy import LOGPROB, STRATEGIES
 from tasks.registry import TASKS
 
 FALLBACK_MODEL = "lab-s"
+REFUSABLE = ("kv_cache", "attention", "fusion", "graphs")  # choices that a device or a back end may not have
 # What a strategy spends its work on: the words of the form, and the strategies of each kind in the order of a list.
 KINDS: dict[str, tuple[str, ...]] = {
     "One answer": ("greedy", "sample", "beam", "budget"),
@@ -141,6 +142,14 @@ def options(name: str, backend: str, device: str = "auto") -> list[str]:
     return [w for w in words if refusals.reason(name, w, device) is None] if name in refusals.NAMES else words
 
 
+def dropped(name: str, word: str, backend: str, device: str) -> str | None:
+    """A sentence on why a word of such a choice gives way to ``auto``; None where it may stay."""
+    if word in options(name, backend, device):
+        return None
+    why = refusals.reason(name, word, device) or f"the back end {backend} does not have it"
+    return f"{refusals.NAMES[name]} {word} cannot run here: {why}. The form has auto instead."
+
+
 def _known(name: str, backend: str) -> list[str]:
     return ["auto", *map(str, words_of(name, Backend(backend)))]
 
@@ -180,7 +189,7 @@ def missing(device: str = "auto") -> list[Missing]:
 def _refused(device: str) -> list[Missing]:
     """Words about execution that the device does not allow, those with one reason together."""
     found: dict[tuple[str, str], list[str]] = {}
-    for name in ("kv_cache", "attention", "fusion", "graphs"):
+    for name in REFUSABLE:
         for word in itertools.chain.from_iterable(ABILITIES[name].values()):
             if why := refusals.reason(name, str(word), device):
                 found.setdefault((refusals.NAMES[name], why), []).append(str(word))

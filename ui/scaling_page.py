@@ -125,14 +125,16 @@ def reset_view() -> None:
 def sentence(shown: Selected, view: ScalingView) -> str:
     """What the chart says, and what it leaves out."""
     parts = []
-    if steepest := max(shown.lines, key=gain, default=None):
-        first, last = steepest.points[0], steepest.points[-1]
-        if gain(steepest) > 0:
+    if best := max(shown.lines, key=gain, default=None):
+        first, last = best.points[0], best.points[-1]
+        if gain(best) > 0:
             times = f"{last.x / first.x:.3g} times the cost" if first.x else "more cost"
             parts.append(
-                f"The steepest line is {steepest.name}: from {percent(first.accuracy)} to {percent(last.accuracy)} "
-                f"for {times}."
+                f"{best.name} gains most: from {percent(first.accuracy)} to {percent(last.accuracy)} for {times}."
             )
+    sizes = [p.problems for line in shown.lines for p in line.points]
+    if sizes and min(sizes) < max(sizes):
+        parts.append(f"Not all were asked the same: points stand on {min(sizes):,} to {max(sizes):,} problems.")
     if shown.left_out:
         parts.append(f"{len(shown.lines)} lines are drawn; {shown.left_out} more need a filter in the sidebar.")
     if shown.unread:

@@ -33,6 +33,7 @@ LABELLED = 48  # rooms of leaves up to which each answer finds room beside its l
 LABEL_PX = 12
 WIDTH_PX = 470  # of the drawing, about
 CUT_TEXT = 300
+SCALE_PX = 92  # beside the drawing, for the scale of the colours and, right of it, the buttons
 
 
 def height(trees: Sequence[Tree]) -> int:
@@ -93,6 +94,7 @@ def tree_figure(tree: Tree, answer: Answer, selected: int | None, pixels: int) -
         ),
     }
     if scored:
+        figure["layout"]["margin"]["r"] = SCALE_PX
         figure["layout"]["coloraxis"] = _scale([s.score for s in tree.steps if s.score is not None])
     return to_json(figure)
 
@@ -110,7 +112,7 @@ def _margin(tree: Tree, labelled: bool) -> float:
 def _scale(scores: Sequence[float]) -> Figure:
     low, high = min(0.0, *scores, 0.0), max(1.0, *scores, 1.0)
     bar = {
-        "title": {"text": "Score", "font": {"size": 12, "color": MUTED}, "side": "right"},
+        "title": {"text": "Score", "font": {"size": 12, "color": MUTED}, "side": "top"},
         "thickness": 10,
         "len": 130,
         "lenmode": "pixels",

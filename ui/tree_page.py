@@ -9,8 +9,10 @@ import streamlit as st
 
 from analysis.format import duration, percent
 from spec.results import Answer
+from spec.run_spec import RunSpec, TaskSpec
+from spec.strategy import Rebase
 from store import NotFound, Store
-from ui import components
+from ui import components, link
 from ui.plot import plot
 from ui.tree import DROPPED, Level, Step, Tree, levels, tree
 from ui.tree_chart import MARKS, ROOT, height, tree_figure, words
@@ -18,6 +20,7 @@ from ui.tree_controls import change_view, choose
 from ui.tree_view import TreeView
 
 SHOWN_TEXT = 20_000
+EXAMPLE = RunSpec("lab-s", strategy=Rebase(), task=TaskSpec(limit=24))  # seconds on two cores
 
 
 def show(store: Store) -> None:
@@ -45,7 +48,8 @@ def invitation() -> None:
         "dropped. A vote without steps shows its candidates side by side."
     )
     st.markdown("No finished run has answers to show yet. The strategy `rebase` makes good trees.")
-    st.page_link(components.RUN_PAGE, label="Start a run", icon=":material/play_arrow:")
+    label, icon = f"Open the form with {EXAMPLE.strategy.name} filled in", ":material/play_arrow:"
+    st.page_link(components.RUN_PAGE, label=label, icon=icon, query_params={link.NAME: link.to_text(EXAMPLE)})
 
 
 def _answer(store: Store, run_id: str, problem: str | None, repeat: int) -> Answer | None:

@@ -90,6 +90,13 @@ def bias_of(case: Case, x: Inputs) -> torch.Tensor | None:
     return bias if x.slopes is None else bias + x.slopes[None, :, None, None] * (at - mine)
 
 
+def scores(case: Case) -> int:
+    """Bytes of all scores, in the case's format and in fp32, and of keys and values repeated for each query head."""
+    pairs = case["batch"] * case["heads"] * new_tokens(case) * all_tokens(case)
+    repeated = 2 * case["batch"] * case["heads"] * all_tokens(case) * case["dim"] * case.element
+    return pairs * (case.element + 4) + (repeated if case["heads"] > case["kv_heads"] else 0)
+
+
 def eager(case: Case, x: Inputs) -> Call:
     """As transformers' eager attention has it: keys and values repeated, softmax in fp32."""
     import torch
@@ -188,8 +195,15 @@ def attention_sides(ours: Any, *more: Side) -> tuple[Side, ...]:
         Side("triton", "Isoquant, Triton", True, "Our kernel over the paged cache.", sides.triton, ours),
         *more,
         Side("native", "Isoquant, C++", True, "Our kernel for processors over the paged cache.", sides.native, native),
-        Side("gathered", "Isoquant, plain PyTorch", True, "Gathers the blocks first.", sides.gathered, gathered),
-        Side("eager", "PyTorch, eager", False, "As transformers has it.", sides.always, eager),
+        Side(
+            "gathered",
+            "Isoquant, in PyTorch",
+            True,
+            "The runtime without a kernel of its own: it gathers the blocks, and leaves the rest to PyTorch.",
+            sides.gathered,
+            gathered,
+        ),
+        Side("eager", "PyTorch, eager", False, "As transformers has it.", sides.always, eager, memory=scores),
     )
     pinned = (
         ("sdpa", "SDPA", "torch's attention, free to choose its kernel.", None, sides.sdpa),
@@ -199,9 +213,10 @@ def attention_sides(ours: Any, *more: Side) -> tuple[Side, ...]:
         ("sdpa-cudnn", "SDPA, cuDNN", "Pinned to cuDNN.", "CUDNN_ATTENTION", sides.sdpa_cudnn),
     )
     found = [
-        Side(name, label, False, words, reason, lambda case, x, b=backend: _sdpa(b, case, x))
+        Side(name, label, False, words, reason, lambda case, x, b=backend: _sdpa(b, case, x),
+             memory=scores if backend == "MATH" else lambda case: 0)
         for name, label, words, backend, reason in pinned
-    ]
+    ]  # fmt: skip
     own_kernel = Side("flex", "FlexAttention", False, "Compiled by PyTorch.", sides.flex, flex)
     return (*own, *found, own_kernel)
 

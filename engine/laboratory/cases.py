@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.laboratory import decode, linear, norm, prefill, rope, sampler, shared, swiglu
-from engine.laboratory.op import BYTES, Cost, Op
+from engine.laboratory.device import Device
+from engine.laboratory.op import BYTES, Cost, Op, Side
+from engine.measure.hardware import gpus
+from engine.predict import memory_of
 from engine.shapes import SHAPES
 from spec.errors import SpecError, shorten, unknown
 
 MODULES = (decode, shared, prefill, norm, rope, swiglu, linear, sampler)
 OPS: dict[str, Op] = {module.OP.name: module.OP for module in MODULES}
 DTYPES = tuple(BYTES)
-LARGEST_BYTES = 2**36  # of one set of inputs; beyond that it was a typing error
+LARGEST_BYTES = 2**37  # of one set of inputs; beyond that it was a typing error
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class Case:
     def cost(self) -> Cost:
         """Bytes and operations of one call."""
         return OPS[self.op].cost(self)
+
+    def memory(self) -> int:
+        """Bytes of one set of inputs with what a side keeps of it."""
+        return max(self.cost().bytes_moved, OPS[self.op].held(self))
 
     def __str__(self) -> str:
         parts = [f"{n}={v}" for n, v in self.shape] + [f"dtype={self.dtype}"]
@@ -112,10 +119,27 @@ def make_case(
             )
     case = Case(op, tuple((n, numbers[n]) for n in known), dtype, _features(OPS[op], dict(features)))
     OPS[op].check(case)
-    size = max(case.cost().bytes_moved, OPS[op].held(case))
-    if size > LARGEST_BYTES:
-        raise SpecError(f"{case} would take {size / 2**30:.0f} GiB; choose a smaller shape.")
+    if case.memory() > LARGEST_BYTES:
+        raise SpecError(f"{case} would take {case.memory() / 1e9:.0f} GB; choose a smaller shape.")
     return case
+
+
+def short_of_memory(case: Case, device: Device, side: Side | None = None) -> str | None:
+    """Half a sentence on why a case, with what ``side`` needs beside it, does not fit on a device; None where it may.
+
+    Asked before anything is made: a system that runs out of memory ends whatever process it likes.
+    """
+    if device.on_gpu and not gpus():  # one that only a test has
+        return None
+    needed, free = case.memory() + (side.memory(case) if side else 0), memory_of(device.on_gpu)
+    if needed <= free:
+        return None
+    return f"it takes {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+
+
+def refusal(case: Case, device: Device, side: Side) -> str | None:
+    """Half a sentence on why an implementation cannot run a case on a device; None where it can."""
+    return side.reason(case, device) or short_of_memory(case, device, side)
 
 
 def _features(op: Op, given: dict[str, Any]) -> tuple[tuple[str, int | str], ...]:

@@ -87,7 +87,7 @@ def check(case: Case) -> None:
     new = paged.new_tokens(case)
     if new > min(MOST_NEW, case["context"]):
         raise SpecError(
-            f"a tree has at most {MOST_NEW} tokens, and no more than the context of {case['context']}, not {new}.",
+            f"A draft's tree has at most {MOST_NEW} tokens, no more than the context of {case['context']}, not {new}.",
             field="features",
         )
 
@@ -111,4 +111,5 @@ OP = Op(
     launches=launches,
     sweeps=("batch", "context"),
     check=check,
+    held=paged.held,
 )

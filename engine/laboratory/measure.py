@@ -19,7 +19,7 @@ import torch
 
 from engine.devices import is_out_of_memory, release
 from engine.laboratory import compiled, timing
-from engine.laboratory.cases import OPS, Case
+from engine.laboratory.cases import OPS, Case, refusal
 from engine.laboratory.device import Device, look
 from engine.laboratory.op import Call, Op, Side
 from engine.measure.hardware import fingerprint
@@ -104,14 +104,14 @@ def _case(
         flops=cost.flops,
         **limits,
     )
-    bench = Bench(op, case, torch.device(device.name), seed)
+    bench = Bench(op, case, torch.device(device.name), seed, refusal(case, device, op.side(op.baseline)) is None)
     for side in sides:
         if stop():
             return
         row = replace(blank, side=side.name, measured=time.time())
         if with_compiled and side.name == "triton" and compiled.reason() is None:
             row = replace(row, compiled=tuple(compiled.facts(case)))
-        reason = side.reason(case, device)
+        reason = refusal(case, device, side)
         yield replace(row, note=reason) if reason else _side(row, bench, side, budget_s)
     bench.close()
 
@@ -161,6 +161,7 @@ class Bench:
     case: Case
     device: torch.device
     seed: int
+    has_baseline: bool = True
 
     def __post_init__(self) -> None:
         self._copies: list[Any] = []
@@ -174,7 +175,7 @@ class Bench:
         if self._copies:
             return
         size = self.case.cost().bytes_moved
-        count = timing.copies_for(size, self.device, self.op.held(self.case))
+        count = timing.copies_for(size, self.device, self.case.memory())
         first = self.op.inputs(self.case, self.device, self.seed)
         total = self.op.rows(self.case)
         some = min(total, CHECKED.get(self.op.name, CHECKED_ROWS))
@@ -206,8 +207,8 @@ class Bench:
         return math.sqrt(wrong / right) if right else math.sqrt(wrong)
 
     def torch_error(self) -> float | None:
-        """The error of the operation's plain PyTorch side; None where that fails here."""
-        if self._torch_error is None:
+        """The error of the operation's plain PyTorch side; None where that fails here or was refused."""
+        if self._torch_error is None and self.has_baseline:
             try:
                 self._torch_error = self.error(self.op.side(self.op.baseline))
             except RuntimeError:  # e.g. out of memory, which others need not be

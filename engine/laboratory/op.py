@@ -97,7 +97,7 @@ class Side:
     """One implementation. ``reason``: half a sentence on why it cannot run a case on a device; None where it can.
 
     ``prepare`` takes a case and one set of its inputs and gives a Call; what it does itself is not timed. ``note``:
-    what a reader of its result must know.
+    what a reader of its result must know. ``memory``: bytes that it takes beside the inputs, where these are many.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Side:
     reason: Callable[[Case, Device], str | None]
     prepare: Callable[[Case, Any], Call]
     note: Callable[[Case], str | None] = field(default=lambda case: None)
+    memory: Callable[[Case], int] = field(default=lambda case: 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ def all_tokens(case: Case) -> int:
     return case["new"] + case["cached"] if case.op == "prefill" else case["context"]
 
 
+def held(case: Case) -> int:
+    """Keys and values of each sequence, those that a window hides too: dense, and once more in blocks."""
+    return 4 * case["batch"] * all_tokens(case) * case["kv_heads"] * case["dim"] * case.element
+
+
 def ancestors(count: int) -> list[int]:
     """Of each token of a draft's binary tree the bits of those on the way to the root, its own included.
 

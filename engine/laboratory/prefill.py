@@ -95,4 +95,5 @@ OP = Op(
     launches=launches,
     sweeps=("new", "batch", "cached"),
     check=paged.check_heads,
+    held=paged.held,
 )

@@ -31,11 +31,6 @@ def cost(case: Case) -> Cost:
     return Cost(moved, 4 * case["batch"] * case["heads"] * (prefix + own) * case["dim"])
 
 
-def held(case: Case) -> int:
-    """Keys and values of each sequence, prefix and all: dense, and once more in blocks."""
-    return 4 * case["batch"] * paged.all_tokens(case) * case["kv_heads"] * case["dim"] * case.element
-
-
 def inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     """Random numbers, those of the prefix the same for each sequence; only its whole blocks are shared in the cache."""
     import torch
@@ -126,5 +121,5 @@ OP = Op(
     launches=launches,
     sweeps=("batch", "prefix", "suffix"),
     check=paged.check_heads,
-    held=held,
+    held=paged.held,
 )  # fmt: skip

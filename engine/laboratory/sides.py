@@ -54,7 +54,7 @@ def native(case: Case, device: Device) -> str | None:
     if case.feature("tree"):
         return "the C++ kernel has no trees"
     if case["dim"] % 16:
-        return "its heads are no multiple of 16 wide"
+        return f"it takes heads whose width is a multiple of 16, not {case['dim']}"
     return device.native
 
 

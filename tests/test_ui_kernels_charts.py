@@ -1,0 +1,106 @@
+"""What the page Kernels draws and says of results: roofline, times, errors, curves, and cases in words."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from test_store_kernel_results import a_result
+from test_ui_kernels import CASE, SEVERAL, of
+
+from engine.laboratory.cases import OPS, make_case, with_preset
+from ui import kernels_chart, kernels_page, kernels_rows, kernels_tables
+from ui.kernels_roofline import roofline
+
+
+def test_those_without_figures_for_one_reason_are_one_sentence():
+    rows = [
+        replace(SEVERAL[3], side=side, note=note) for side, note in [("sdpa", "old"), ("flex", "no"), ("triton", "no")]
+    ]
+    assert kernels_tables.without(rows) == [
+        "Cannot run: SDPA. Reason: old.",
+        "Cannot run: FlexAttention · Isoquant, Triton. Reason: no.",
+    ]
+
+
+def test_a_slower_kernel_takes_longer():
+    ours, theirs = of(CASE, "triton", median_s=3e-4), of(CASE, "sdpa", median_s=1e-4)
+    assert kernels_page.conclusion([ours, theirs]).startswith(
+        "Isoquant, Triton takes 3 times as long as SDPA, the fastest"
+    )
+    assert kernels_page.conclusion([ours]) == ""
+
+
+def test_a_case_is_said_in_words():
+    own = make_case(
+        "decode", batch=4, context=2048, heads=6, kv_heads=2, dim=64, features={"window": 128, "alibi": True}
+    )
+    text = "batch 4, context 2,048, query heads 6, key/value heads 2, head width 64, bf16, sliding window 128, ALiBi"
+    assert kernels_rows.case_words(of(own, "eager")) == text
+    known = with_preset(make_case("decode", batch=4, features={"kv": "fp8"}), "llama-3.1-8b")
+    assert kernels_rows.case_words(of(known, "eager")) == "batch 4, context 1,024, bf16, cache fp8  ·  Llama 3.1 8B"
+    assert kernels_rows.case_words(a_result(case={}, case_text="decode:new=1,old=2")) == "new=1, old=2"
+
+
+def test_the_roof_is_drawn_where_the_ceilings_are():
+    figure = json.loads(roofline(list(SEVERAL[:2]), []))
+    level, roof = figure["data"][:2]
+    assert roof["text"][0] == "Measured on NVIDIA H200: 60.0 GB/s copied", "the page may stand on another machine"
+    assert roof["y"][1:] == [1e12, 1e12]
+    assert roof["x"][1] == pytest.approx(1e12 / 6e10)
+    assert roof["y"][0] == pytest.approx(roof["x"][0] * 6e10)
+    assert level["y"] == [1e12, 1e12]
+    (point, _) = (t for t in figure["data"] if t.get("customdata") == [CASE.key()])
+    assert point["y"] == [pytest.approx(CASE.cost().flops / 1e-4)]
+    bare = [replace(r, copy_bytes_per_s=None) for r in SEVERAL[:2]]
+    assert "copied" not in roofline(bare, [])
+
+
+@pytest.mark.parametrize(("flops", "names", "slope"), [(10**7, "right", "top left"), (10**11, "left", "bottom right")])
+def test_names_and_words_of_the_roofline_stand_where_there_is_room(flops, names, slope):
+    figure = json.loads(roofline([replace(r, flops=flops) for r in SEVERAL[:2]], []))
+    assert figure["data"][-1]["textposition"] == f"middle {names}"
+    assert figure["data"][2]["textposition"][0] == slope
+
+
+def test_an_implementation_looks_the_same_everywhere_and_like_no_other_beside_it():
+    for op in OPS.values():
+        looks = [kernels_chart.look(replace(SEVERAL[0], op=op.name, side=s.name)) for s in op.sides]
+        assert len(set(looks)) == len(op.sides)
+        assert kernels_chart.UNKNOWN not in looks
+    assert kernels_chart.look(replace(SEVERAL[0], op="prefill", side="new")) == kernels_chart.UNKNOWN
+
+
+def test_bars_carry_their_quartiles_fastest_on_top():
+    bars = json.loads(kernels_chart.times(SEVERAL))["data"][0]
+    assert bars["y"] == ["PyTorch, eager", "Isoquant, Triton"]
+    assert bars["x"] == [5e-4, 1e-4]
+    assert bars["width"] == pytest.approx(0.4), "two bars are no walls"
+    assert bars["error_x"]["array"] == pytest.approx([4e-4, 2e-5])
+    assert bars["error_x"]["arrayminus"] == pytest.approx([1e-4, 1e-5])
+
+
+def test_the_error_of_pytorch_and_twice_that_are_marked():
+    figure = json.loads(kernels_chart.errors(SEVERAL))
+    band, line = figure["layout"]["shapes"]
+    assert (band["x1"], line["x0"]) == (4e-3, 2e-3)
+    assert figure["layout"]["annotations"][0]["x"] == pytest.approx(math.log10(2e-3))
+    assert figure["layout"]["annotations"][0]["text"] == "PyTorch, eager"
+    assert kernels_chart.figure(0.00163) == "1.6e-3"
+
+
+def test_cases_that_differ_in_one_field_make_a_curve():
+    rows = [of(c, "triton", median_s=1e-4 * c["batch"]) for c in CASE.sweep("batch", [16, 1, 4])]
+    rows += [of(c, "eager") for c in CASE.sweep("context", [64])]
+    rows.append(of(make_case("decode", batch=7, context=99), "triton"))
+    found = {s.field: s for s in kernels_rows.sweeps(rows, CASE.key())}
+    assert set(found) == {"batch", "context"}
+    assert [x for x, _ in found["batch"].lines["triton"]] == [1, 4, 16]
+    slow = kernels_rows.Sweep("batch", {"eager": ((1, of(CASE, "eager", median_s=9.0)),)} | dict(found["batch"].lines))
+    drawn = json.loads(kernels_chart.curves(slow, "decode", shares=False))["data"]
+    assert [line["name"] for line in drawn] == ["Isoquant, Triton", "PyTorch, eager"], "the fastest first"
+    figure = json.loads(kernels_chart.curves(found["batch"], "decode", shares=False))
+    assert figure["data"][0]["y"] == pytest.approx([1e-4, 4e-4, 16e-4])
+    shares = json.loads(kernels_chart.curves(found["batch"], "decode", shares=True))["data"][0]["y"]
+    assert shares == pytest.approx([r.share for _, r in found["batch"].lines["triton"]])
+    assert kernels_rows.sweeps(rows, "unknown") == []
