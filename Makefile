@@ -23,7 +23,7 @@ check: install-dev  ## Format, lint, types and the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow and not browser" $(ARGS)
 
 kernels: install-dev  ## Every combination of every kernel, interpreted and compiled
-	$(BIN)/python -m pytest -n 2 -m "exhaustive or slow" tests/test_compiled_*.py tests/test_kernels_*.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "exhaustive or slow" tests/test_compiled_*.py tests/test_kernels_*.py tests/test_simulated_gpu.py $(ARGS)
 
 format: install-dev  ## Rewrite the code in the project's format
 	$(BIN)/ruff format .

@@ -7,10 +7,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_COLOR", "1")
 
-if os.environ.get("ISOQUANT_SIMULATED_GPU") == "1":  # before anything asks torch for a GPU
+if (simulated := os.environ.get("ISOQUANT_SIMULATED_GPU", "0")) != "0":  # before anything asks torch for a GPU
     from tests.simulator.cuda import start
 
-    start()
+    start(is_run=simulated != "compile")
 
 import pytest
 
