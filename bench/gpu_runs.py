@@ -29,7 +29,7 @@ from spec.choices import Attention, Backend, Dtype, Fusion, Graphs
 from spec.errors import IsoquantError
 from spec.recipe import parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
-from spec.strategy import Majority
+from spec.strategy import Lookup, Majority
 
 NEW_TOKENS = 96
 COLUMNS = ("throughput_tok_s", "itl_p50_s", "ttft_p50_s", "peak_memory_bytes", "j_per_token")
@@ -43,6 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "isoquant, nf4": {"runtime": OURS, "compression": parse_recipe("nf4:group=64")},
     "isoquant, fp8": {"runtime": OURS, "compression": parse_recipe("fp8")},
     "isoquant, 2:4": {"runtime": OURS, "compression": parse_recipe("prune:structure=2:4")},
+    "isoquant, prompt lookup": {"runtime": OURS, "strategy": Lookup(tokens=4)},
     "isoquant, no fused kernels": {"runtime": replace(OURS, fusion=Fusion.OFF)},
     "isoquant, no CUDA graphs": {"runtime": replace(OURS, graphs=Graphs.OFF)},
     "transformers": {"runtime": THEIRS},

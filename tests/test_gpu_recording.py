@@ -3,8 +3,17 @@
 import pytest
 import torch
 
+from engine.decoding.requests import Draft
 from engine.laboratory.timing import time_calls
 from engine.recording import Recorder, Unrecordable
+from engine.runtime.blocks import BlockPool
+from engine.runtime.drafting import LookupDrafter, ModelDrafter
+from engine.runtime.module_runner import ModuleRunner
+from engine.runtime.support import runner_for
+from engine.runtime.way import Way
+from engine.sampling import Sampling
+from kernels.decode import triton as decode_kernel
+from spec.choices import Attention, Fusion
 from tests.batches import PLAIN, batcher, causal, drain, greedy, ids, row, text
 
 pytestmark = [
@@ -93,3 +102,56 @@ def test_a_model_that_waits_runs_without_graphs_and_says_why(monkeypatch):
         made.close()
     assert ids(found) == [greedy(model, c, 5) for c in contexts]
     usable(torch.ones(4, device=GPU))
+
+
+TRITON = Way(Attention.TRITON, Fusion.OFF)
+
+
+@pytest.mark.parametrize("way", [PLAIN, TRITON], ids=["plain", "triton"])
+@pytest.mark.parametrize("by_model", [False, True], ids=["lookup", "model"])
+def test_guessed_tokens_are_verified_in_recorded_steps(way, by_model, monkeypatch):
+    """Of every other step a GPU would spend most on launching it. Guesses of any length stand in steps of one."""
+    target = causal("llama").to(GPU)
+    drafter, eager, shapes = LookupDrafter(), [], set()
+    if by_model:
+        runner = runner_for(causal("llama", seed=1, num_hidden_layers=1).to(GPU), GPU, way)
+        runner.allocate(30, 3, 60, 2)
+        drafter = ModelDrafter(runner, BlockPool(30), 3)
+    made = batcher(target, batch_size=3, blocks=20, way=way, drafter=drafter)
+    made.runner.allocate(20, 3, 60, 5)
+    run, decode = ModuleRunner._run, decode_kernel.decode
+    monkeypatch.setattr(ModuleRunner, "_run", lambda *given, **how: eager.append(given[2].m) or run(*given, **how))
+    monkeypatch.setattr(
+        decode_kernel, "decode", lambda q, *rest, **how: shapes.add(q.shape[1]) or decode(q, *rest, **how)
+    )
+    contexts = (text(4) * 3, text(18), (7, 8, 9, 7, 8))
+    rows = [row(c, n, order=(i,), draft=Draft(4, 3)) for i, (c, n) in enumerate(zip(contexts, (9, 7, 12), strict=True))]
+    try:
+        found = drain(made, rows)
+        assert "CUDA graphs" in made.runner.name
+        assert "no CUDA graphs" not in made.runner.name
+    finally:
+        made.close()
+        if by_model:
+            runner.close()
+    assert ids(found) == [greedy(target, c, n) for c, n in zip(contexts, (9, 7, 12), strict=True)]
+    drafted = sum(f.drafted for f in found)
+    assert drafted > 0
+    assert len(eager) == 1 + by_model, "only prompts are launched piece by piece"
+    assert 5 not in shapes, "such a step was first met in the run"
+
+
+@pytest.mark.parametrize("way", [PLAIN, TRITON], ids=["plain", "triton"])
+def test_sampled_texts_are_the_same_with_recorded_steps(way):
+    """Guesses are taken over by the same numbers, whether steps are recorded or not."""
+    target, found = causal("llama"), []
+    for device, how in ((torch.device("cpu"), PLAIN), (GPU, way)):
+        made = batcher(target.to(device), batch_size=3, blocks=20, way=how, drafter=LookupDrafter())
+        made.runner.allocate(20, 3, 60, 5)
+        rows = [row(text(4) * 3, 8, (i,), sampling=Sampling(0.3), key=i + 5, draft=Draft(4, 3)) for i in range(2)]
+        try:
+            found.append(drain(made, rows))
+        finally:
+            made.close()
+    assert ids(found[0]) == ids(found[1])
+    assert any(f.drafted for f in found[0])

@@ -23,6 +23,7 @@ from engine.runtime.support import ANY, Unsupported, runner_for
 from engine.runtime.way import Way
 from spec.errors import SpecError
 
+AFTER_A_CHECK = 2  # tokens that a draft model has not read: its last guess, and the one that the check gave
 SHARE = {"cpu": 0.4, "cuda": 0.85}  # of the memory that is free may become KV cache
 SPARE = 2  # blocks for what a search may come back to, beside those of the sequences at work
 
@@ -31,7 +32,8 @@ SPARE = 2  # blocks for what a search may come back to, beside those of the sequ
 class Layout:
     """``plan`` for batches; ``longest``: tokens of the longest sequence expected; ``share``: prefixes are looked up.
 
-    ``drafts``: whether sequences have tokens guessed for them: None no, "" from their own text, else by that model.
+    ``drafts``: whether sequences have tokens guessed for them: None no, "" from their own text, else by that model;
+    ``guesses``: how many before each check.
     ``exits``: whether tokens may leave the model early. ``blocks``: of KV cache, None for as many as are of use and
     fit. ``way``: how models are run, as far as that was chosen. ``sole``: nobody else runs the models until the back
     end is closed, which saves memory.
@@ -41,6 +43,7 @@ class Layout:
     longest: int
     share: bool = True
     drafts: str | None = None
+    guesses: int = 0
     exits: bool = False
     blocks: int | None = None
     way: Way = ANY
@@ -73,17 +76,18 @@ class IsoquantBackend:
             self._drafter = LookupDrafter()
         elif draft is not None:
             _check_same_words(self.loaded, models[draft])
-            runner, pool = self._run(models[draft])
+            runner, pool = self._run(models[draft], AFTER_A_CHECK)
             self._drafter = ModelDrafter(runner, pool, layout.plan.batch_size, models[draft].context)
         for name, loaded in models.items():
             if name is not None and loaded.model is self.loaded.model:
                 self._batchers[name] = self._batchers[None]
             elif name is None or name != draft:
-                runner, pool = self._run(loaded)
+                runner, pool = self._run(loaded, layout.guesses + 1)
                 drafter = self._drafter if name is None else None
                 self._batchers[name] = Batcher(runner, pool, Endings(loaded.tokenizer), layout.plan, drafter)
 
-    def _run(self, loaded: LoadedModel) -> tuple[Runner, BlockPool]:
+    def _run(self, loaded: LoadedModel, new: int) -> tuple[Runner, BlockPool]:
+        """``new``: tokens of a sequence that its steps often feed besides one."""
         try:
             runner = runner_for(loaded.model, loaded.device, self._layout.way, self._layout.sole)
         except Unsupported as error:
@@ -103,7 +107,7 @@ class IsoquantBackend:
             )
         pool = BlockPool(self._blocks(loaded, runner), share=self._layout.share and self._layout.plan.kv_cache)
         try:
-            runner.allocate(pool.count, self._layout.plan.batch_size, self._layout.longest)
+            runner.allocate(pool.count, self._layout.plan.batch_size, self._layout.longest, new)
         except Unrecordable as error:
             raise _unrecordable(loaded, error) from None
         self._pools.append((pool, runner.block_bytes))

@@ -22,7 +22,7 @@ from spec.choices import Backend as Name
 from spec.choices import Batching, Caching, Fusion
 from spec.errors import SpecError
 from spec.run_spec import RunSpec
-from spec.strategy import EarlyExit, Lookup
+from spec.strategy import EarlyExit, Lookup, Speculative
 
 
 @contextmanager
@@ -66,7 +66,8 @@ def _isoquant(setup: Setup, longest: int) -> IsoquantBackend:
     share = spec.runtime.caching in (Caching.AUTO, Caching.PREFIX)
     exits = isinstance(spec.strategy, EarlyExit)
     way = Way(spec.runtime.attention, spec.runtime.fusion, spec.runtime.graphs, spec.precision.kv_cache)
-    layout = Layout(plan, longest, share=share, drafts=_drafts(spec), exits=exits, way=way, sole=True)
+    guesses = spec.strategy.tokens if isinstance(spec.strategy, (Lookup, Speculative)) else 0
+    layout = Layout(plan, longest, share=share, drafts=_drafts(spec), guesses=guesses, exits=exits, way=way, sole=True)
     return IsoquantBackend(setup.models, layout)
 
 

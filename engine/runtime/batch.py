@@ -41,12 +41,12 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """A step for the Triton kernels, int32: ``tables`` [sequences, width], ``lengths`` [sequences] with the new tokens,
-    ``starts`` [sequences + 1] of each one's tokens; ``single``: each has one."""
+    ``starts`` [sequences + 1] of each one's tokens; ``new``: how many each has, where all have as many, else 0."""
 
     tables: torch.Tensor
     lengths: torch.Tensor
     starts: torch.Tensor | None
-    single: bool
+    new: int
 
 
 class Ragged:
@@ -92,8 +92,8 @@ class Ragged:
         device = self.tables.device
         starts = np.concatenate([[0], np.cumsum(self._counts)])
         lengths = self.query_positions.max(1).values + 1
-        one = int(self._counts.max()) == 1
-        return Pieces(self.tables.int(), lengths.int(), _tensor(starts, device).int(), one)
+        new = int(self._counts.max()) == 1
+        return Pieces(self.tables.int(), lengths.int(), _tensor(starts, device).int(), int(new))
 
     def tiles(self, group: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """How ``kernels.prefill`` cuts the step, for layers with so many query heads to a key/value head."""

@@ -153,6 +153,8 @@ class Batcher:
         batch = self._running.places.batch(work)
         logits = self._exit(work, batch) if work[0].exits else self._runner.logits(batch)
         at, plain, rows = 0, list[Sequence](), list[int]()
+        greedy = any(w.end and w.sequence.proposed and w.sequence.row.sampling is None for w in work)
+        own = logits.argmax(-1).tolist() if greedy else []  # of all at once: each reading waits for a GPU
         for item in work:
             sequence, n = item.sequence, item.wanted
             sequence.computed += len(item.tokens) - len(sequence.proposed if item.end else ())
@@ -162,7 +164,7 @@ class Batcher:
                 plain.append(sequence)
                 rows.append(at)
             elif n:
-                self._answer(item, logits[at : at + n])
+                self._answer(item, logits[at : at + n], own[at : at + n])
             at += n
         if plain:
             self._go_on(plain, logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)])
@@ -198,8 +200,8 @@ class Batcher:
             for started in self._admission.join(sequence, scores):
                 self._begin(started)
 
-    def _answer(self, work: Work, logits: torch.Tensor) -> None:
-        """What a row gets that is not simply extended by a token."""
+    def _answer(self, work: Work, logits: torch.Tensor, own: list[int]) -> None:
+        """What a row gets that is not simply extended by a token. ``own``: the likeliest tokens, if any is greedy."""
         sequence, row = work.sequence, work.sequence.row
         if row.peek:
             top = logits[0].float().log_softmax(-1).topk(min(row.peek, logits.shape[-1]))
@@ -215,7 +217,7 @@ class Batcher:
         else:
             proposed, sequence.proposed = sequence.proposed, []
             assert self._drafter is not None
-            self._written += take_over(sequence, proposed, logits, self._drafter, self._is_last)
+            self._written += take_over(sequence, proposed, logits, self._drafter, self._is_last, own or None)
             if sequence.finish:
                 self._end(sequence, sequence.finish)
 

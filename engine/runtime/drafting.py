@@ -53,14 +53,20 @@ def room(sequence: Sequence) -> int:
     return max(0, min(draft.tokens, row.limit - written - 1))
 
 
-def verify(sequence: Sequence, proposed: list[int], logits: torch.Tensor, beliefs: torch.Tensor | None) -> list[int]:
+def verify(
+    sequence: Sequence,
+    proposed: list[int],
+    logits: torch.Tensor,
+    beliefs: torch.Tensor | None,
+    own: list[int] | None = None,
+) -> list[int]:
     """The tokens that a pass over the last token and the ``proposed`` ones gives: those taken over and one more.
 
-    ``logits`` [proposed + 1, vocabulary] behind each of them.
+    ``logits`` [proposed + 1, vocabulary] behind each of them; ``own``: the most likely token of each, where known.
     """
     sampling = sequence.row.sampling
     if sampling is None:
-        own = logits.argmax(-1).tolist()
+        own = logits.argmax(-1).tolist() if own is None else own
         kept = next((i for i, (a, b) in enumerate(zip(proposed, own, strict=False)) if a != b), len(proposed))
         return [*proposed[:kept], own[kept]]
     contexts = [sequence.tokens + proposed[:i] for i in range(len(proposed) + 1)]
@@ -68,23 +74,32 @@ def verify(sequence: Sequence, proposed: list[int], logits: torch.Tensor, belief
     p = scores.softmax(-1, dtype=torch.float64)
     start = len(sequence.tokens) - len(sequence.row.context)
     verdicts = uniforms([sequence.row.key ^ _VERDICT], [sequence.row.start + start], max(1, len(proposed)))[0]
+    # On a GPU each number that the host reads is waited for: all at once.
+    which = torch.tensor(proposed, device=p.device)[:, None]
+    mine = p[: len(proposed)].gather(1, which)[:, 0].tolist()
+    theirs = [1.0] * len(proposed) if beliefs is None else beliefs.gather(1, which)[:, 0].tolist()
     for i, token in enumerate(proposed):
-        q = beliefs[i] if beliefs is not None else None
-        believed = 1.0 if q is None else float(q[token])
-        if verdicts[i] * believed < float(p[i, token]):
+        if verdicts[i] * theirs[i] < mine[i]:
             continue
-        if q is None:
+        if beliefs is None:
             rest = p[i].clone()
             rest[token] = 0.0
         else:
-            rest = (p[i] - q).clamp_(min=0.0)
+            rest = (p[i] - beliefs[i]).clamp_(min=0.0)
         return [*proposed[:i], _draw(rest.log(), sequence, start + i)]
     return [*proposed, _draw(scores[-1], sequence, start + len(proposed))]
 
 
-def take_over(sequence: Sequence, proposed: list[int], logits: torch.Tensor, drafter: Drafter, ends: Ends) -> int:
+def take_over(
+    sequence: Sequence,
+    proposed: list[int],
+    logits: torch.Tensor,
+    drafter: Drafter,
+    ends: Ends,
+    own: list[int] | None = None,
+) -> int:
     """Extend a sequence by what ``verify`` gives, up to the token that ``ends`` it; how many tokens that is."""
-    taken = verify(sequence, proposed, logits, drafter.beliefs(sequence))
+    taken = verify(sequence, proposed, logits, drafter.beliefs(sequence), own)
     sequence.passes += 1
     sequence.drafted += len(proposed)
     before = len(sequence.tokens)
@@ -223,14 +238,16 @@ class ModelDrafter:
             state.computed += len(part)
             # What was guessed may be wrong and is for nobody else; the prompt is.
             self.pool.commit(state.table, sequence.tokens, min(state.computed, len(sequence.row.context)))
+        likely = logits.argmax(-1).tolist() if any(s.row.sampling is None for s in going) else []
         for i, sequence in enumerate(going):
-            sequence.proposed.append(self._pick(sequence, states[i], logits[i : i + 1], texts[i]))
+            greedy = sequence.row.sampling is None
+            token = likely[i] if greedy else self._pick(sequence, states[i], logits[i : i + 1], texts[i])
+            sequence.proposed.append(token)
         return [s for s in going if len(s.proposed) < self._room(s)]
 
     def _pick(self, sequence: Sequence, state: _State, logits: torch.Tensor, text: list[int]) -> int:
         row = sequence.row
-        if row.sampling is None:
-            return int(logits[0].argmax())
+        assert row.sampling is not None
         scores = distribution(logits, row.sampling, [text])
         state.beliefs.append(scores[0].softmax(-1, dtype=torch.float64))
         number = uniforms([row.key ^ _GUESS], [row.start + len(text) - len(row.context)], 1)[0]

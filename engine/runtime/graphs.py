@@ -3,8 +3,9 @@
 A step of transformers' modules launches thousands of small operations, and on a GPU the time to launch them is most of
 a small batch's step. A graph launches them all at once, but it repeats exactly what was recorded: the same shapes at
 the same addresses. So steps in which each sequence feeds one token are padded up to a few sizes, and every size is
-recorded once: before a run, or where steps also differ in the width of their tables, as it first occurs. Rows that fill
-up write to a block of their own, which belongs to no sequence.
+recorded once: before a run, or where steps also differ in the width of their tables, as it first occurs. Steps that
+verify guessed tokens are recorded likewise, as if each sequence fed as many as the longest guess. Rows that fill up
+write to a block of their own, which belongs to no sequence.
 """
 
 from __future__ import annotations
@@ -20,37 +21,42 @@ from engine.runtime.blocks import BLOCK
 from engine.runtime.forest import Forest
 
 LEAST_WIDTH = 4
-Key = tuple[int, int, bool]
-"""Sequences and blocks of a step, and whether keys are read together."""
+Key = tuple[int, int, int, bool]
+"""Sequences of a step, tokens of each, blocks of each, and whether keys are read together."""
 
 
 class Decoding:
-    """The arrays of a decoding step of ``size`` sequences with tables of ``width`` blocks, int64 on the device.
+    """The arrays of a step of ``size`` sequences with tables of ``width`` blocks, int64 on the device.
 
-    It has what attention reads of a ``Ragged``; ``spare`` is the block of rows that only fill up. ``forest``: the plan
-    by which shared keys are read once; None for a step whose sequences are read one by one.
+    Each sequence has ``new`` rows, of which its tokens are the last. It has what attention reads of a ``Ragged``;
+    ``spare`` is the block of rows that only fill up, ``chosen`` [rows] begins with those whose scores are wanted.
+    ``forest``: the plan by which shared keys are read once; None for a step whose sequences are read one by one.
     """
 
-    def __init__(self, size: int, width: int, spare: int, device: torch.device, forest: Forest | None = None) -> None:
+    def __init__(
+        self, size: int, width: int, spare: int, device: torch.device, forest: Forest | None = None, new: int = 1
+    ) -> None:
         self.forest = forest
         self.size = size
+        self.new = new
         self.width = width
         self._spare = spare
-        self._host = torch.zeros(size * (4 + width), dtype=torch.int64, pin_memory=device.type == "cuda")
-        self._flat = torch.zeros(size * (4 + width), dtype=torch.int64, device=device)
-        parts = self._flat.split([size] * 4 + [size * width])
-        self.tokens, self.positions, self.blocks, self.places = parts[:4]
-        self.tables = parts[4].view(size, width)
-        self.query = torch.arange(size, device=device)[:, None]
-        self.back = torch.arange(size, device=device)
-        self.query_positions = self.positions[:, None]
+        rows = size * new
+        self._host = torch.zeros(5 * rows + size * width, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._flat = torch.zeros_like(self._host, device=device)
+        parts = self._flat.split([rows] * 5 + [size * width])
+        self.tokens, self.positions, self.blocks, self.places, self.chosen = parts[:5]
+        self.tables = parts[5].view(size, width)
+        self.query = torch.arange(rows, device=device).view(size, new)
+        self.back = torch.arange(rows, device=device)
+        self.query_positions = self.positions.view(size, new)
         self.key_positions = torch.arange(width * BLOCK, device=device)
 
         self.begin()
 
     def begin(self) -> None:
         """What follows from the arrays on the device, computed there: the first operations of a recording."""
-        self.pieces = Pieces(self.tables.int(), (self.positions + 1).int(), None, True)
+        self.pieces = Pieces(self.tables.int(), (self.query_positions[:, -1] + 1).int(), None, self.new)
 
     def clear(self) -> None:
         """A step of rows that only fill up."""
@@ -59,25 +65,36 @@ class Decoding:
 
     def fill(self, batch: Batch) -> None:
         """Bring a step's arrays to the device, in one copy."""
-        n, size = batch.m, self.size
-        rows = self._host.numpy()[: 4 * size].reshape(4, size)
-        rows[:, n:] = np.array([0, 0, self._spare, 0])[:, None]
-        rows[0, :n] = batch.tokens
-        rows[1, :n] = batch.positions
-        rows[2, :n] = batch.tables[batch.slots, batch.positions // BLOCK]
-        rows[3, :n] = batch.positions % BLOCK
-        tables = self._host.numpy()[4 * size :].reshape(size, self.width)
+        at, slots = self._layout(batch)
+        rows = self._host.numpy()[: 5 * self.size * self.new].reshape(5, -1)
+        rows[:] = np.array([0, 0, self._spare, 0, 0])[:, None]
+        rows[0, at] = batch.tokens
+        rows[1, at] = batch.positions
+        rows[2, at] = batch.tables[batch.slots, batch.positions // BLOCK]
+        rows[3, at] = batch.positions % BLOCK
+        rows[4, : len(batch.wanted)] = at[batch.wanted]
+        tables = self._host.numpy()[5 * self.size * self.new :].reshape(self.size, self.width)
         known = min(self.width, batch.tables.shape[1])
         tables[:] = self._spare
-        tables[:n, :known] = batch.tables[batch.slots, :known]
+        tables[: len(slots), :known] = batch.tables[slots, :known]
         # The scores of the step before were read on the host, so nothing still waits to be copied from this buffer.
         self._flat.copy_(self._host, non_blocking=True)
+
+    def _layout(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The row of each of a batch's tokens, and the slots of its sequences, in the order in which they stand."""
+        if self.new == 1:
+            return np.arange(batch.m), batch.slots
+        first = np.flatnonzero(np.diff(batch.slots, prepend=-1))
+        counts = np.diff(first, append=batch.m)
+        ends = np.arange(1, len(first) + 1) * self.new
+        return np.arange(batch.m) + np.repeat(ends - counts - first, counts), batch.slots[first]
 
 
 class Graphs:
     """Runs decoding steps: recorded once and replayed on a GPU, as they are on a processor.
 
-    ``forward`` processes a Decoding and returns scores [size, vocabulary]. ``width``: of all tables, for attention that
+    ``forward`` processes a Decoding and returns scores [rows, vocabulary]. ``new``: tokens that a sequence may feed
+    besides one. ``width``: of all tables, for attention that
     takes no time for blocks behind a sequence's end; None where steps of different widths are recorded. ``reason``: why
     steps are not recorded, where recording has failed; with ``must`` that raises Unrecordable. ``forest`` makes plans
     for steps of so many sequences, where keys may be read together: then steps of either kind are recorded;
@@ -92,6 +109,7 @@ class Graphs:
         width: int | None = None,
         must: bool = False,
         forest: Callable[[int], Forest] | None = None,
+        new: int = 1,
     ) -> None:
         self.reason: str | None = None
         self.unshared: str | None = None
@@ -99,6 +117,7 @@ class Graphs:
         self._plant = forest
         self._forests: dict[int, Forest] = {}
         self._width = width
+        self._new = new
         self._forward = forward
         self._spare = spare
         self._device = device
@@ -106,24 +125,33 @@ class Graphs:
         self._steps: dict[Key, tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]] = {}
 
     def serves(self, batch: Batch) -> bool:
-        """Whether a batch is a decoding step: one token of each sequence, and all their scores are wanted."""
-        single = len(batch.wanted) == batch.m == len(np.unique(batch.slots))
+        """Whether a batch is a step of one token of each sequence, or of as many as are verified at once."""
         fits = self._width is None or int(batch.positions.max()) < self._width * BLOCK
-        return self.reason is None and single and fits
+        return self.reason is None and fits and self._rows(batch) is not None
+
+    def _rows(self, batch: Batch) -> tuple[int, int] | None:
+        """Sequences, and rows of each; None where a sequence has too many tokens."""
+        counts = np.unique(batch.slots, return_counts=True)[1]
+        most = int(counts.max())
+        if most == 1 and len(batch.wanted) == batch.m:
+            return len(counts), 1
+        return (len(counts), self._new) if most <= self._new else None
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Scores [sequences, vocabulary], valid until the next call."""
+        """Scores [wanted, vocabulary] of a batch that it ``serves``, valid until the next call."""
         width = self._width or max(LEAST_WIDTH, padded(int(batch.positions.max()) // BLOCK + 1))
-        key = padded(batch.m), width, self._shares(batch)
+        n, new = self._rows(batch) or (0, 0)
+        key = padded(n), new, width, new == 1 and self._shares(batch)
         if key not in self._steps:
             self._steps[key] = self._record(*key)
         step, graph, scores = self._steps[key]
         step.fill(batch)
         if graph is None or scores is None:
-            return self._forward(step)[: batch.m]
-        with torch.cuda.device(self._device):
-            graph.replay()
-        return scores[: batch.m]
+            scores = self._forward(step)
+        else:
+            with torch.cuda.device(self._device):
+                graph.replay()
+        return scores[: batch.m] if new == 1 else scores[step.chosen[: len(batch.wanted)]]
 
     def _shares(self, batch: Batch) -> bool:
         """Whether the step's sequences read keys together, which is planned here."""
@@ -146,14 +174,16 @@ class Graphs:
         if self._width is None:
             return
         for size in dict.fromkeys(padded(n) for n in range(1, batch_size + 1)):
-            # One sequence has nobody to share with.
-            for shares in (False, True) if self._plant is not None and size > 1 else (False,):
-                if self.reason is None and (size, self._width, shares) not in self._steps:
-                    self._prepare(size, self._width, shares)
+            kinds = [(1, False), (1, True), (self._new, False)]
+            for new, shares in dict.fromkeys(kinds):
+                # One sequence has nobody to share with.
+                if self.reason is None and not (shares and (self._plant is None or size == 1)):
+                    self._prepare((size, new, self._width, shares))
 
-    def _prepare(self, size: int, width: int, shares: bool) -> None:
+    def _prepare(self, key: Key) -> None:
+        *_, shares = key
         try:
-            self._steps[size, width, shares] = self._record(size, width, shares)
+            self._steps[key] = self._record(*key)
         except Exception as error:
             # What Triton cannot compile for this GPU, e.g. for want of shared memory, is no RuntimeError.
             if not shares or not type(error).__module__.startswith("triton"):
@@ -162,9 +192,9 @@ class Graphs:
             self._plant = None
 
     def _record(
-        self, size: int, width: int, shares: bool
+        self, size: int, new: int, width: int, shares: bool
     ) -> tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]:
-        step = Decoding(size, width, self._spare, self._device, self._forest(size) if shares else None)
+        step = Decoding(size, width, self._spare, self._device, self._forest(size) if shares else None, new)
         if self._recorder is None:
             return step, None, None
         step.clear()  # every row writes to the spare block

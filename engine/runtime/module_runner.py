@@ -29,6 +29,9 @@ NAMES = {
 }
 
 
+MOST_ROWS = 64  # of a tile: new tokens times the query heads that share a key/value head
+
+
 class ModuleRunner:
     """See Runner. ``model`` is set to our attention until ``close``.
 
@@ -92,7 +95,7 @@ class ModuleRunner:
             parts.append(f"for a faster way failed: {self.instead_of}")
         return ", ".join(parts)
 
-    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
+    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None, new: int = 1) -> None:
         """See Runner."""
         reason = self._graphs.reason if self._graphs is not None else None
         self._kv = self._graphs = None
@@ -101,10 +104,16 @@ class ModuleRunner:
             width = -(-longest // BLOCK) if self._triton and longest is not None else None
             must = self._way.graphs is Recording.ON
             plant = self._forest if self._way.attention is Attention.CASCADE else None
-            self._graphs = Graphs(self._decode, count, self._device, width, must, plant)
+            self._graphs = Graphs(self._decode, count, self._device, width, must, plant, self._rows(new))
             self._graphs.reason = reason
             with torch.inference_mode():
                 self._graphs.prepare(batch_size)
+
+    def _rows(self, new: int) -> int:
+        """So many tokens of a sequence as a recorded step takes: the rows of one tile of the decoding kernel."""
+        heads = int(self._model.config.get_text_config().num_attention_heads)
+        group = max(heads // s.heads for s in self._shapes)
+        return new if new * group <= MOST_ROWS else 1
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See Runner."""

@@ -124,7 +124,7 @@ class NativeRunner:
 
     # ---- Runner
 
-    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
+    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None, new: int = 1) -> None:
         """See Runner."""
         self._kv = None
         self._kv = KvCache(self._shapes, count, self._cache, torch.device("cpu"))

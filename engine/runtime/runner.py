@@ -30,11 +30,11 @@ class Runner(Protocol):
         """See above."""
         ...
 
-    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None) -> None:
+    def allocate(self, count: int, batch_size: int = 1, longest: int | None = None, new: int = 1) -> None:
         """Make a KV cache of that many blocks; a former one is given up.
 
         What steps of up to ``batch_size`` sequences with at most ``longest`` tokens each need is made ready, where the
-        runner can.
+        runner can; ``new``: also for steps that feed so many tokens of each.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The Triton kernels as the runtime's attention: for steps in which each sequence feeds a token two, one for others."""
+"""The Triton kernels as the runtime's attention: two for steps that feed each sequence alike, one for others."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def attend(
         how["sinks"] = sinks.float().contiguous()
     if kv.is_quantized:
         how |= {"key_scales": kv.key_scales[layer], "value_scales": kv.value_scales[layer]}
-    if pieces.single:
-        plan = None if step.forest is None else step.forest.of(q.shape[1], kv.shapes[layer].heads)
+    if pieces.new:
+        alone = pieces.new > 1 or step.forest is None
+        plan = None if alone else step.forest.of(q.shape[1], kv.shapes[layer].heads)
         if plan is not None:
             from kernels.forest.triton import forest
 
             return forest(q, keys, values, pieces.tables, pieces.lengths, *plan, **how)[0]
-        return decode(q[:, None], keys, values, pieces.tables, pieces.lengths, **how)[0][:, 0]
+        rows = q.unflatten(0, (-1, pieces.new))
+        return decode(rows, keys, values, pieces.tables, pieces.lengths, **how)[0].flatten(0, 1)
     assert isinstance(step, Ragged)
     shape = kv.shapes[layer]
     group = q.shape[1] // shape.heads

@@ -44,8 +44,8 @@ def runner(request, monkeypatch):
         def __init__(self, model, shapes, dtype, device, way):
             super().__init__(model, shapes, dtype, device, way, fixed=request.param)
 
-        def allocate(self, count, batch_size=3, longest=48):
-            super().allocate(count, batch_size, longest)
+        def allocate(self, count, batch_size=3, longest=48, new=1):
+            super().allocate(count, batch_size, longest, new)
             whole = (t for t in (*self._kv.keys, *self._kv.values) if t.dtype != torch.int8)
             for tensor in (*whole, *self._kv.key_scales, *self._kv.value_scales):
                 tensor.view(torch.uint8).fill_(255) if tensor.itemsize == 1 else tensor.fill_(float("nan"))

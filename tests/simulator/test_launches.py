@@ -84,12 +84,13 @@ STEPS = {
 @pytest.mark.parametrize("way", STEPS)
 @pytest.mark.parametrize(("name", "changes", "dim"), [("llama", LLAMA, 128), rare("qwen2", QWEN, 64)])
 def test_what_a_run_launches_compiles(name, changes, dim, way, made, monkeypatch):
-    """One layer of the models that are measured: prompts, single sequences, batches with a prefix in common."""
+    """One layer of the models that are measured: prompts, batches with a prefix in common, checks of four guesses."""
     how, weights = STEPS[way]
     monkeypatch.setattr(support, "_error", lambda runner, *_: runner.allocate(64, 6, 256))
     model = causal(name, num_hidden_layers=1, vocab_size=512, head_dim=dim, **changes).to(torch.bfloat16)
     model = (quantized(model, **weights) if weights else model).to(GPU)
     run = batcher(model, batch_size=6, budget=512, blocks=64, way=how)
+    run.runner.allocate(64, 6, 320, 5)
     try:
         run.submit([row([*range(3, 303)], 6, order=(i,)) for i in range(5)] + [row(text(9), 8)])
         while run.busy:
