@@ -32,7 +32,7 @@ import torch
 from bench.record import RESULTS, arguments
 from engine.catalog import list_models
 from engine.laboratory.cases import OPS
-from engine.measure.hardware import fingerprint
+from engine.measure.hardware import cores, fingerprint
 from engine.measure.roofline import calibrate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,8 @@ def tests() -> list[Part]:
     command = (sys.executable, "-m", "pytest", *more)
     beside: tuple[str, ...] = ()
     if importlib.util.find_spec("xdist") is not None:
-        beside = ("-n", "4")  # most of their time is Triton's compiler, on the processor
+        # Most of their time is Triton's compiler, on the processor; each holds half a gigabyte of the GPU's memory.
+        beside = ("-n", str(min(8, max(2, cores() // 2))))
     found = [
         Part(name, (*command, "-m", "gpu and not slow and not alone", *beside, name), 300 if "gpu_" in name else 180)
         for name in names
