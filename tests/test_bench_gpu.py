@@ -1,6 +1,7 @@
 """What ``make gpu-check`` conducts, tried on a processor: nobody can mend it where it runs."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -35,6 +36,10 @@ def test_a_part_that_fails_or_hangs_is_a_line_and_not_the_end(tmp_path):
 
 def test_what_would_begin_too_late_is_named():
     assert gpu_check.conduct([part("pass")], time.monotonic() - 1) == [("pass", "not begun: out of time")]
+
+
+def test_what_computes_on_the_gpu_is_another_process():
+    assert gpu_check.apart(os.getppid) == os.getpid()
 
 
 def test_every_part_is_there():
