@@ -92,7 +92,7 @@ def test_a_kernel_of_ours_that_errs_too_much_is_wrong():
 
 
 def test_the_plans_of_runs_are_valid_and_a_way_that_fails_is_a_row(tmp_path):
-    assert len(list(gpu_runs.decode("shape:llama-3.1-8b", 8))) == len(gpu_runs.WAYS) == 10
+    assert len(list(gpu_runs.decode("shape:llama-3.1-8b", 8))) == len(gpu_runs.WAYS)
     assert len(list(gpu_runs.samples("shape:llama-3.1-8b", 2048, tmp_path))) == 3
     host = ModelHost()
     good = RunSpec("lab-xs", runtime=Runtime(device="cpu", batch_size=2), task=TaskSpec(limit=2, max_new_tokens=4))
