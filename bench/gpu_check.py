@@ -18,27 +18,31 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from bench.record import RESULTS, arguments
 from engine.catalog import list_models
 from engine.laboratory.cases import OPS
-from engine.measure.hardware import fingerprint
+from engine.measure.hardware import cores, fingerprint
 from engine.measure.roofline import calibrate
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS, RUNS = RESULTS / "kernels.jsonl", RESULTS / "gpu_runs.jsonl"
 PARTS = ("tests", "kernels", "runs", "training")
 LARGE, SMALL = "shape:llama-3.1-8b", "shape:qwen2.5-0.5b"
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ def tests() -> list[Part]:
     command = (sys.executable, "-m", "pytest", *more)
     beside: tuple[str, ...] = ()
     if importlib.util.find_spec("xdist") is not None:
-        beside = ("-n", "4")  # most of their time is Triton's compiler, on the processor
+        # Most of their time is Triton's compiler, on the processor; each holds half a gigabyte of the GPU's memory.
+        beside = ("-n", str(min(8, max(2, cores() // 2))))
     found = [
         Part(name, (*command, "-m", "gpu and not slow and not alone", *beside, name), 300 if "gpu_" in name else 180)
         for name in names
@@ -122,6 +127,16 @@ def _conduct(part: Part, limit_s: float) -> str:
         process.wait()
 
 
+def apart(work: Callable[..., Found], *given: object, limit_s: float = 120.0) -> Found:
+    """``work(*given)`` by a process of its own.
+
+    This one must not compute on the GPU: it would hold memory there to the end, and every energy reading beside it
+    would be that of two processes, which counts for none.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply_async(work, given).get(limit_s)
+
+
 def main() -> int:
     """All parts; the exit code is 0 only when all went well."""
     parser = arguments(__doc__)
@@ -140,7 +155,7 @@ def main() -> int:
     print(f"{hardware['hardware_name']}, driver {hardware['gpu_driver']}, {hardware['packages']}")
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        limits = calibrate("cuda:0")
+        limits = apart(calibrate, "cuda:0")
         ceilings = Path(folder, "ceilings.json")
         ceilings.write_text(json.dumps(limits.to_dict()))
         rates = ", ".join(f"{n} {r / 1e12:.0f} TFLOP/s" for n, r in limits.matmul_flop_per_s.items())
