@@ -2,7 +2,7 @@
 
 import functools
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from spec.choices import Attention, Dtype, Fusion, Graphs, KvDtype
 from spec.errors import DoesNotFitError
 from spec.recipe import parse_recipe
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
-from spec.strategy import Greedy, Majority
-from tests.tiny import ARCHITECTURES, LetterTask, make_model
+from spec.strategy import Greedy, Majority, parse_strategy
+from tests.tiny import ARCHITECTURES, LetterTask, make_model, make_prm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -101,6 +101,42 @@ def test_compressed_models_write_what_they_write_on_the_cpu(tmp_path, monkeypatc
     result, found = run(model, "cuda", recipe=recipe, runtime=Runtime(attention=Attention.TRITON, fusion=fusion))
     assert found == expected
     assert result.environment["simulated"] is None
+
+
+STRATEGIES = [
+    *(
+        "beam:width=2",
+        "adaptive",
+        "budget",
+        "best-of-n:n=3",
+        "step-beam:n=4,width=2",
+        "lookahead:n=4,width=2",
+        "dvts:n=2,width=2",
+    ),
+    *(
+        "mcts",
+        "rebase:n=4",
+        "particle:n=3",
+        "speculative",
+        "speculative:temperature=0.8",
+        "lookup",
+        "lookup:temperature=1",
+    ),
+    *("cascade", "ensemble"),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_writes_what_it_writes_on_the_cpu(tmp_path, strategy):
+    """With attention in plain PyTorch, for its numbers are those of the CPU: what is tried is all around it."""
+    model, small = make_model(tmp_path / "m"), make_model(tmp_path / "small", seed=3, num_hidden_layers=1)
+    wanted = parse_strategy(strategy)
+    models = {"reward": str(make_prm(tmp_path / "prm")), "draft": str(small), "small": str(small), "others": str(small)}
+    names = {f.name for f in fields(wanted)}
+    wanted = replace(wanted, **{name: value for name, value in models.items() if name in names})
+    result, found = run(model, "cuda", strategy=wanted, runtime=Runtime(attention=Attention.PLAIN))
+    assert found == run(model, "cpu", strategy=wanted)[1]
+    assert "no CUDA graphs" not in result.environment["attention"]
 
 
 WAYS = {

@@ -16,10 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each program of a kernel takes milliseconds, so of whole models the tests that differ most are taken.
 WAYS = "every_way and not efficient and not flex and not compiled"
 MODELS = "(greedy and (gpt2 or mixtral or transformers)) or (one_byte and int8) or (samples and transformers)"
+STRATEGIES = "every_strategy and not best and not particle and not dvts and not lookahead and not step"
 PARTS = {path.stem: [f"tests/kernels/{path.name}"] for path in (ROOT / "tests" / "kernels").glob("test_*.py")} | {
     "rules": ["tests/simulator", "tests/test_gpu_recording.py"],
     "ways": ["tests/test_gpu_engine.py", "-k", WAYS],
     "models": ["tests/test_gpu_engine.py", "-k", MODELS],
+    "strategies": ["tests/test_gpu_engine.py", "-k", STRATEGIES],
 }
 PLAIN = {"test_runtime"}  # it makes the processor's tensors run through the kernels by itself
 ALL = pytest.param("exhaustive", marks=[pytest.mark.exhaustive, pytest.mark.timeout(1800)])
