@@ -51,37 +51,40 @@ def chosen(op: str, stages: int | None, splits: int | None) -> Iterator[None]:
 
 def sweep(cases: Sequence[Case], budget_s: float = 0.1, out: Path | None = None) -> int:
     """Print a line for each setting, and the fastest of each case; how many failed."""
-    device, failed = torch.device("cuda", 0), 0
-    for case in cases:
-        op = OPS[case.op]
-        size = case.cost().bytes_moved
-        count = timing.copies_for(size, device, op.held(case))
-        inputs = [op.inputs(case, device, i) for i in range(count)]
-        found: dict[tuple[int | None, int | None], float] = {}
-        for stages, splits in itertools.product(STAGES, SPLITS if case.op == "decode" else (None,)):
-            how = f"stages {stages or 'as chosen':<10} splits {splits or 'as chosen':<10}"
-            try:
-                with chosen(case.op, stages, splits), torch.inference_mode():
-                    calls = [op.side("triton").prepare(case, x).run for x in inputs]
-                    timed = timing.time_calls(calls, device, budget_s)
-            except Exception as error:  # e.g. out of shared memory: the other settings go on
-                failed += 1
-                print(f"{case!s:72} {how} {words_of(error)}", flush=True)
-                continue
-            found[stages, splits] = timed.median_s
-            share = size / timed.median_s / 1e12
-            print(f"{case!s:72} {how} {timed.median_s * 1e6:9.1f} us {share:6.2f} TB/s", flush=True)
-            if out:
-                machine = fingerprint()
-                row = {"hardware": machine["hardware_name"], "commit": machine["commit"], "case": str(case)}
-                row |= {"stages": stages, "splits": splits, "median_s": timed.median_s}
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-        if found:
-            best = min(found, key=lambda key: found[key])
-            usual = found.get((None, None), float("nan"))
-            print(f"  fastest: stages {best[0]}, splits {best[1]}: {found[best] / usual:.2f} of what is chosen takes")
-        del inputs
+    return sum(_case(case, budget_s, out) for case in cases)
+
+
+def _case(case: Case, budget_s: float, out: Path | None) -> int:
+    op, device, failed = OPS[case.op], torch.device("cuda", 0), 0
+    size, found = case.cost().bytes_moved, dict[tuple[int | None, int | None], float]()
+    try:
+        inputs = [op.inputs(case, device, i) for i in range(timing.copies_for(size, device, op.held(case)))]
+    except Exception as error:  # e.g. out of memory
+        print(f"{case!s:72} {words_of(error)}", flush=True)
+        return 1
+    for stages, splits in itertools.product(STAGES, SPLITS if case.op == "decode" else (None,)):
+        how = f"stages {stages or 'as chosen':<10} splits {splits or 'as chosen':<10}"
+        try:
+            with chosen(case.op, stages, splits), torch.inference_mode():
+                calls = [op.side("triton").prepare(case, x).run for x in inputs]
+                timed = timing.time_calls(calls, device, budget_s)
+        except Exception as error:  # e.g. out of shared memory: the other settings go on
+            failed += 1
+            print(f"{case!s:72} {how} {words_of(error)}", flush=True)
+            continue
+        found[stages, splits] = timed.median_s
+        rate = size / timed.median_s / 1e12
+        print(f"{case!s:72} {how} {timed.median_s * 1e6:9.1f} us {rate:6.2f} TB/s", flush=True)
+        if out:
+            machine = fingerprint()
+            row = {"hardware": machine["hardware_name"], "commit": machine["commit"], "case": str(case)}
+            row |= {"stages": stages, "splits": splits, "median_s": timed.median_s}
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    if found:
+        best = min(found, key=lambda key: found[key])
+        usual = found.get((None, None), float("nan"))
+        print(f"  fastest: stages {best[0]}, splits {best[1]}: {found[best] / usual:.2f} of what is chosen takes")
     return failed
 
 

@@ -36,17 +36,19 @@ class Recorder:
     def record(self, work: Callable[[], Made]) -> tuple[torch.cuda.CUDAGraph, Made]:
         """The graph, and what ``work`` returned as it was recorded: a replay writes it again.
 
-        ``work`` is called three times. Raises Unrecordable, OutOfMemoryError, and what ``work`` raises at its first
-        call.
+        ``work`` is called three times, the second time under PyTorch's sync debug mode, which is that of the process.
+        Raises Unrecordable where a call after the first is a RuntimeError, and what else ``work`` raises.
         """
         stream = _stream(self._device)
         with torch.cuda.device(self._device):  # a graph holds what was launched on the device that is current
             before = torch.cuda.current_stream()
             stream.wait_stream(before)
-            with torch.cuda.stream(stream):
-                work()  # libraries choose their algorithms at a first call, and Triton compiles
-                self._try(work)
-            before.wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    work()  # libraries choose their algorithms at a first call, and Triton compiles
+                    self._try(work)
+            finally:
+                before.wait_stream(stream)  # what was launched reads memory that the caller goes on to write
             graph, broke = torch.cuda.CUDAGraph(), None
             try:
                 with torch.cuda.graph(graph, pool=self._pool, stream=stream):
@@ -57,11 +59,20 @@ class Recorder:
                         raise
             except BaseException as error:
                 torch.cuda.set_stream(before)  # the recording's own stream is still the current one
-                _broken.append(graph)
-                with contextlib.suppress(RuntimeError):  # it was given back already
-                    torch._C._cuda_endAllocateToPool(_index(self._device), self._pool)
+                self._mend(graph, stream)
                 raise _reason(broke or error) from None
         return graph, made
+
+    def _mend(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
+        """Put right what a recording leaves behind that broke off before its end."""
+        try:
+            torch._C._cuda_endAllocateToPool(_index(self._device), self._pool)
+        except RuntimeError:
+            return  # it came to its end
+        _broken.append(graph)
+        # The generator of random numbers believes that it is being recorded, until a recording ends well.
+        with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+            torch.zeros(1, device=self._device)
 
     def _try(self, work: Callable[[], object]) -> None:
         """Once more, with nothing allowed that waits for the device."""

@@ -1,13 +1,16 @@
 """CUDA graphs on a GPU, or on the simulated one: what is recorded, what cannot be, what is left where one breaks."""
 
+import numpy as np
 import pytest
 import torch
 
 from engine.decoding.requests import Draft
 from engine.laboratory.timing import time_calls
 from engine.recording import Recorder, Unrecordable
+from engine.runtime.batch import Batch
 from engine.runtime.blocks import BlockPool
 from engine.runtime.drafting import LookupDrafter, ModelDrafter
+from engine.runtime.graphs import Graphs
 from engine.runtime.module_runner import ModuleRunner
 from engine.runtime.support import runner_for
 from engine.runtime.way import Way
@@ -73,6 +76,7 @@ def test_an_error_that_is_no_matter_of_recording_stays_what_it_is():
 def usable(x):
     """Memory can be given back, and the next recording works."""
     torch.cuda.empty_cache()
+    assert torch.rand(4, device=GPU).isfinite().all()
     graph, found = Recorder(GPU).record(lambda: x + 1)
     x.fill_(6.0)
     graph.replay()
@@ -125,7 +129,7 @@ def test_guessed_tokens_are_verified_in_recorded_steps(way, by_model, monkeypatc
         decode_kernel, "decode", lambda q, *rest, **how: shapes.add(q.shape[1]) or decode(q, *rest, **how)
     )
     contexts = (text(4) * 3, text(18), (7, 8, 9, 7, 8))
-    rows = [row(c, n, order=(i,), draft=Draft(4, 3)) for i, (c, n) in enumerate(zip(contexts, (9, 7, 12), strict=True))]
+    rows = [row(c, n, order=(i,), draft=Draft(None, 4, 3)) for i, (c, n) in enumerate(zip(contexts, (9, 7, 12), strict=True))]
     try:
         found = drain(made, rows)
         assert "CUDA graphs" in made.runner.name
@@ -141,6 +145,44 @@ def test_guessed_tokens_are_verified_in_recorded_steps(way, by_model, monkeypatc
     assert 5 not in shapes, "such a step was first met in the run"
 
 
+def test_a_check_that_does_not_compile_runs_as_a_piece_of_a_prompt_does(monkeypatch):
+    """Wide heads and long guesses may take more shared memory than a GPU has."""
+    refused = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
+    decode = decode_kernel.decode
+
+    def small(q, *rest, **how):
+        if q.shape[1] > 1:
+            raise refused("out of resource: shared memory")
+        return decode(q, *rest, **how)
+
+    monkeypatch.setattr(decode_kernel, "decode", small)
+    target = causal("llama").to(GPU)
+    made = batcher(target, batch_size=2, blocks=20, way=TRITON, drafter=LookupDrafter())
+    made.runner.allocate(20, 2, 60, 5)
+    try:
+        found = drain(made, [row(text(4) * 3, 9, draft=Draft(None, 4, 3))])
+        assert made.runner.name.endswith(", CUDA graphs")
+    finally:
+        made.close()
+    assert ids(found) == [greedy(target, text(4) * 3, 9)]
+    assert found[0].drafted
+
+
+@pytest.mark.parametrize("new", [1, 5])
+def test_scores_are_those_of_the_rows_that_are_wanted(new):
+    step = Graphs(lambda s: (s.positions * 10 + s.tokens).float()[:, None], 3, GPU, width=2, new=new)
+    tokens, positions = np.array([0, 3, 5], dtype=np.int32), np.array([1, 2, 3], dtype=np.int32)
+    slots, tables = np.array([2, 0, 1], dtype=np.int32), np.array([[0, 0], [1, 0], [2, 0]], dtype=np.int32)
+
+    def batch(*wanted):
+        return Batch(tokens, positions, slots, tables, np.array(wanted, dtype=np.int32))
+
+    assert step.serves(batch(1, 2))
+    assert step.logits(batch(1, 2)).tolist() == [[23.0], [35.0]]
+    assert step.logits(batch(0, 1, 2)).tolist() == [[10.0], [23.0], [35.0]]
+    assert not step.serves(batch()), "nobody would wait until the step's arrays are copied"
+
+
 @pytest.mark.parametrize("way", [PLAIN, TRITON], ids=["plain", "triton"])
 def test_sampled_texts_are_the_same_with_recorded_steps(way):
     """Guesses are taken over by the same numbers, whether steps are recorded or not."""
@@ -148,9 +190,10 @@ def test_sampled_texts_are_the_same_with_recorded_steps(way):
     for device, how in ((torch.device("cpu"), PLAIN), (GPU, way)):
         made = batcher(target.to(device), batch_size=3, blocks=20, way=how, drafter=LookupDrafter())
         made.runner.allocate(20, 3, 60, 5)
-        rows = [row(text(4) * 3, 8, (i,), sampling=Sampling(0.3), key=i + 5, draft=Draft(4, 3)) for i in range(2)]
+        rows = [row(text(4) * 3, 8, (i,), sampling=Sampling(0.3), key=i + 5, draft=Draft(None, 4, 3)) for i in range(2)]
         try:
             found.append(drain(made, rows))
+            assert "no CUDA graphs" not in made.runner.name
         finally:
             made.close()
     assert ids(found[0]) == ids(found[1])

@@ -27,6 +27,9 @@ def of(op, case, capability):
     return next(x for x in OPS[op].launches(case) if not x.capabilities or capability in x.capabilities)
 
 
+FEATURES = {"bf16": {}, "int8": {"kv": "int8"}, "tree": {"tree": 5}}
+
+
 def check(made, capability):
     assert made.spills == 0
     assert made.stack == 0
@@ -66,10 +69,11 @@ def test_keys_are_copied_while_others_are_multiplied_on_hopper(op, loops):
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "dim", "cache"), [
     ("decode", 64, "int8"), ("decode", 256, "bf16"), ("prefill", 128, "bf16"), ("prefill", 256, "bf16"),
+    ("decode", 64, "tree"), ("decode", 128, "tree"),
 ])  # fmt: skip
 def test_fp32_fits_into_registers(op, dim, cache):
     """Small models are compared in it, and a tile that does not fit is slower by far."""
-    case = make_case(op, "fp32", on_gpu=True, batch=1, dim=dim, features={} if cache == "bf16" else {"kv": cache})
+    case = make_case(op, "fp32", on_gpu=True, batch=1, dim=dim, features=FEATURES[cache])
     assert compile_launch(of(op, case, 90), 90).spills == 0
 
 

@@ -87,7 +87,7 @@ class IsoquantBackend:
                 self._batchers[name] = Batcher(runner, pool, Endings(loaded.tokenizer), layout.plan, drafter)
 
     def _run(self, loaded: LoadedModel, new: int) -> tuple[Runner, BlockPool]:
-        """``new``: tokens of a sequence that its steps often feed besides one."""
+        """``new``: tokens of a sequence that its steps often feed instead of one."""
         try:
             runner = runner_for(loaded.model, loaded.device, self._layout.way, self._layout.sole)
         except Unsupported as error:

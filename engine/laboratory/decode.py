@@ -70,12 +70,13 @@ def launches(case: Case) -> list[Launch]:
     tile = tile_for(dim, case.element, case.feature("kv") is not None)
     constants = attention.constants_of(case) | {"NEW": new, "ROWS": rows, "BN": tile}
     constants["HAS_TREE"] = case.feature("tree") is not None
-    splits = decode.RESIDENT * UNITS // (case["batch"] * case["kv_heads"])
+    splits = decode.resident_for(rows, dim) * UNITS // (case["batch"] * case["kv_heads"])
     constants["SINGLE"] = splits < 2 or case["context"] < 2 * decode.LEAST
     unaligned = frozenset({"splits", "table_row"})
     types = attention.types_of(case)
+    warps = decode.warps_for(rows, case.element)
     return [
-        Launch(decode._attend, types, constants, 4, decode.stages_for_rows(dim, case.element, hopper), unaligned,
+        Launch(decode._attend, types, constants, warps, decode.stages_for_rows(dim, case.element, hopper), unaligned,
                capabilities=capabilities)
         for capabilities, hopper in HOPPER
     ]  # fmt: skip

@@ -75,7 +75,7 @@ def verify(
     start = len(sequence.tokens) - len(sequence.row.context)
     verdicts = uniforms([sequence.row.key ^ _VERDICT], [sequence.row.start + start], max(1, len(proposed)))[0]
     # On a GPU each number that the host reads is waited for: all at once.
-    which = torch.tensor(proposed, device=p.device)[:, None]
+    which = torch.tensor(proposed, dtype=torch.int64, device=p.device)[:, None]
     mine = p[: len(proposed)].gather(1, which)[:, 0].tolist()
     theirs = [1.0] * len(proposed) if beliefs is None else beliefs.gather(1, which)[:, 0].tolist()
     for i, token in enumerate(proposed):

@@ -94,7 +94,7 @@ class Graphs:
     """Runs decoding steps: recorded once and replayed on a GPU, as they are on a processor.
 
     ``forward`` processes a Decoding and returns scores [rows, vocabulary]. ``new``: tokens that a sequence may feed
-    besides one. ``width``: of all tables, for attention that
+    instead of one. ``width``: of all tables, for attention that
     takes no time for blocks behind a sequence's end; None where steps of different widths are recorded. ``reason``: why
     steps are not recorded, where recording has failed; with ``must`` that raises Unrecordable. ``forest`` makes plans
     for steps of so many sequences, where keys may be read together: then steps of either kind are recorded;
@@ -125,9 +125,12 @@ class Graphs:
         self._steps: dict[Key, tuple[Decoding, torch.cuda.CUDAGraph | None, torch.Tensor | None]] = {}
 
     def serves(self, batch: Batch) -> bool:
-        """Whether a batch is a step of one token of each sequence, or of as many as are verified at once."""
+        """Whether a batch is a step of one token of each sequence, or of as many as are verified at once.
+
+        Some of its scores are wanted: whoever reads them waits for the copy that ``Decoding.fill`` began.
+        """
         fits = self._width is None or int(batch.positions.max()) < self._width * BLOCK
-        return self.reason is None and fits and self._rows(batch) is not None
+        return self.reason is None and fits and len(batch.wanted) > 0 and self._rows(batch) is not None
 
     def _rows(self, batch: Batch) -> tuple[int, int] | None:
         """Sequences, and rows of each; None where a sequence has too many tokens."""
@@ -151,7 +154,9 @@ class Graphs:
         else:
             with torch.cuda.device(self._device):
                 graph.replay()
-        return scores[: batch.m] if new == 1 else scores[step.chosen[: len(batch.wanted)]]
+        if new == 1 and len(batch.wanted) == batch.m:
+            return scores[: batch.m]
+        return scores[step.chosen[: len(batch.wanted)]]
 
     def _shares(self, batch: Batch) -> bool:
         """Whether the step's sequences read keys together, which is planned here."""
@@ -181,15 +186,18 @@ class Graphs:
                     self._prepare((size, new, self._width, shares))
 
     def _prepare(self, key: Key) -> None:
-        *_, shares = key
+        _, new, _, shares = key
         try:
             self._steps[key] = self._record(*key)
         except Exception as error:
             # What Triton cannot compile for this GPU, e.g. for want of shared memory, is no RuntimeError.
-            if not shares or not type(error).__module__.startswith("triton"):
+            if not (shares or new > 1) or not type(error).__module__.startswith("triton"):
                 raise
-            self.unshared = str(error).strip().partition("\n")[0]
-            self._plant = None
+            if shares:
+                self.unshared = str(error).strip().partition("\n")[0]
+                self._plant = None
+            else:  # then such steps run as pieces of prompts do
+                self._new = 1
 
     def _record(
         self, size: int, new: int, width: int, shares: bool

@@ -29,7 +29,7 @@ NAMES = {
 }
 
 
-MOST_ROWS = 64  # of a tile: new tokens times the query heads that share a key/value head
+MOST_ROWS = 64  # of a tile: new tokens times the query heads that share a key/value head; half where numbers are large
 
 
 class ModuleRunner:
@@ -104,16 +104,17 @@ class ModuleRunner:
             width = -(-longest // BLOCK) if self._triton and longest is not None else None
             must = self._way.graphs is Recording.ON
             plant = self._forest if self._way.attention is Attention.CASCADE else None
-            self._graphs = Graphs(self._decode, count, self._device, width, must, plant, self._rows(new))
+            self._graphs = Graphs(self._decode, count, self._device, width, must, plant, self._most_new(new))
             self._graphs.reason = reason
             with torch.inference_mode():
                 self._graphs.prepare(batch_size)
 
-    def _rows(self, new: int) -> int:
-        """So many tokens of a sequence as a recorded step takes: the rows of one tile of the decoding kernel."""
+    def _most_new(self, new: int) -> int:
+        """``new`` tokens of a sequence where they are rows of one tile of the decoding kernel, else 1."""
         heads = int(self._model.config.get_text_config().num_attention_heads)
         group = max(heads // s.heads for s in self._shapes)
-        return new if new * group <= MOST_ROWS else 1
+        is_large = self.dtype == torch.float32 or max(max(s.key_dim, s.value_dim) for s in self._shapes) > 128
+        return new if new * group <= MOST_ROWS // (2 if is_large else 1) else 1
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See Runner."""

@@ -14,7 +14,7 @@ import triton.language as tl
 from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, tile_for, weigh
 
 LEAST = 256  # keys for which another program is worth starting
-RESIDENT = 3  # programs that fit on a multiprocessor at once
+RESIDENT = 3  # programs that fit on a multiprocessor at once, where each has few rows
 
 
 @triton.jit(do_not_specialize=["table_row"])  # tables widen as sequences grow: no new kernel for that
@@ -165,7 +165,7 @@ def decode(
     kv_heads, page, dv = keys.shape[1], keys.shape[2], values.shape[3]
     group, number, wide = heads // kv_heads, q.element_size(), max(dim, dv)
     rows = max(16, triton.next_power_of_2(group * new))
-    splits = splits or splits_for(n * kv_heads, tables.shape[1] * page, q.device)
+    splits = splits or splits_for(n * kv_heads, tables.shape[1] * page, q.device, resident_for(rows, wide))
     out = torch.empty(n, new, heads, dv, dtype=q.dtype, device=q.device)
     lse = torch.empty(n, new, heads, dtype=torch.float32, device=q.device)
     if splits == 1:
@@ -187,7 +187,7 @@ def decode(
         D=dim, D_PAD=padded(dim), PAGE=page, BN=tile, WINDOW=window, SOFTCAP=softcap > 0,
         HAS_SLOPES=slopes is not None, HAS_TREE=tree is not None, QUANTIZED=key_scales is not None,
         SINGLE=splits == 1, UPCAST=not q.is_cuda, **common,
-        num_warps=4, num_stages=stages_for_rows(wide, number, is_hopper(q.device)),
+        num_warps=warps_for(rows, number), num_stages=stages_for_rows(wide, number, is_hopper(q.device)),
     )  # fmt: skip
     if splits > 1:
         _combine[(n, kv_heads, group * new)](
@@ -197,14 +197,26 @@ def decode(
     return out, lse
 
 
-def splits_for(tiles: int, keys: int, device: torch.device) -> int:
+def splits_for(tiles: int, keys: int, device: torch.device, resident: int = RESIDENT) -> int:
     """Programs for each of ``tiles`` so that they fill the GPU once, none with fewer than ``LEAST`` keys.
+
+    ``resident``: programs that a multiprocessor holds.
 
     A few programs more than the GPU holds at a time would take it as long again. The count follows from the width of
     the tables, not from the lengths, which only the device knows: a graph that was recorded holds for all lengths.
     """
     units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    return max(1, min(64, RESIDENT * units // tiles, keys // LEAST))
+    return max(1, min(64, resident * units // tiles, keys // LEAST))
+
+
+def resident_for(rows: int, dim: int) -> int:
+    """Programs that fit on a multiprocessor at once: new tokens and wide heads take more of its memory."""
+    return RESIDENT if rows <= 16 and dim <= 128 else RESIDENT - 1
+
+
+def warps_for(rows: int, number: int) -> int:
+    """Warps of a program; fp32 takes a register for each product, and with four warps more rows spill."""
+    return 8 if number == 4 and rows > 16 else 4
 
 
 def stages_for_rows(dim: int, number: int, hopper: bool) -> int:

@@ -66,8 +66,9 @@ def recording(graph: Graph, pool: Any = None, stream: Any = None, **_: Any) -> I
         Graph.current = None
         if was_broken:
             graph.reset()
-            Capture.is_stuck = True  # as PyTorch leaves it: see CUDAGraph::capture_end
+            Capture.is_stuck = Capture.spoils_random = True  # as PyTorch leaves it: see CUDAGraph::capture_end
             raise RuntimeError(BROKEN)
+        Capture.spoils_random = False
 
 
 def empty_cache() -> None:

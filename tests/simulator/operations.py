@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from tests.simulator.graphs import Graph, tensors
 from tests.simulator.memory import CPU, GPU, is_pinned, mark, on_gpu, pin
-from tests.simulator.waiting import WAITS
+from tests.simulator.waiting import WAITS, Capture
 
 T = torch.Tensor
 # Their indices may lie on the host; they are brought over, which waits.
@@ -23,6 +23,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 COPIES = {"copy_", "_to_copy", "to", "copy"}
 WAITING = {"item", "_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "equal", "is_nonzero"}
 WAITING |= {"bincount", "allclose", "unique_consecutive", "nonzero_numpy", "argwhere"}
+RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "multinomial", "normal_", "uniform_", "exponential_"}
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
 
 
@@ -40,6 +41,8 @@ class Operations(TorchDispatchMode):
         gpu = any(map(on_gpu, given))
         if gpu:
             self._check(name, args, given)
+        if (gpu or self.makes_gpu) and name in RANDOM and Capture.spoils_random and not Capture.is_on:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         if gpu and (name in WAITING or (name in INDEXING and _has_mask(args[1]))):
             WAITS.note(name)
 

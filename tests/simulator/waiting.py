@@ -15,12 +15,14 @@ NOT_ALLOWED = "called a synchronizing CUDA operation"
 class Capture:
     """Whether a CUDA graph is being recorded, and whether something that cannot be recorded has spoilt it.
 
-    ``is_stuck``: the allocator believes that it is still being recorded. ``allows``: what ``set_sync_debug_mode`` says.
+    ``is_stuck``: the allocator believes that it is still being recorded; ``spoils_random``: so does the generator of
+    random numbers. ``allows``: what ``set_sync_debug_mode`` says.
     """
 
     is_on = False
     is_broken = False
     is_stuck = False
+    spoils_random = False
     allows = "default"
 
 
