@@ -129,7 +129,10 @@ def test_guessed_tokens_are_verified_in_recorded_steps(way, by_model, monkeypatc
         decode_kernel, "decode", lambda q, *rest, **how: shapes.add(q.shape[1]) or decode(q, *rest, **how)
     )
     contexts = (text(4) * 3, text(18), (7, 8, 9, 7, 8))
-    rows = [row(c, n, order=(i,), draft=Draft(None, 4, 3)) for i, (c, n) in enumerate(zip(contexts, (9, 7, 12), strict=True))]
+    rows = [
+        row(c, n, order=(i,), draft=Draft(None, 4, 3))
+        for i, (c, n) in enumerate(zip(contexts, (9, 7, 12), strict=True))
+    ]
     try:
         found = drain(made, rows)
         assert "CUDA graphs" in made.runner.name

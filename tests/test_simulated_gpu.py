@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each program of a kernel takes milliseconds, so of whole models the tests that differ most are taken.
-WAYS = "every_way and not efficient and not flex and not compiled"
+WAYS = "every_way and not efficient and not flex and not compiled and not (fused and no)"
 MODELS = "(greedy and (gpt2 or mixtral or transformers)) or (one_byte and int8) or (samples and transformers)"
 STRATEGIES = "every_strategy and not best and not particle and not dvts and not lookahead and not step"
 PARTS = {path.stem: [f"tests/kernels/{path.name}"] for path in (ROOT / "tests" / "kernels").glob("test_*.py")} | {
