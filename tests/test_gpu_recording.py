@@ -148,9 +148,12 @@ def test_guessed_tokens_are_verified_in_recorded_steps(way, by_model, monkeypatc
     assert 5 not in shapes, "such a step was first met in the run"
 
 
-def test_a_check_that_does_not_compile_runs_as_a_piece_of_a_prompt_does(monkeypatch):
-    """Wide heads and long guesses may take more shared memory than a GPU has."""
-    refused = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
+REFUSED = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
+
+
+@pytest.mark.parametrize("refused", [REFUSED, torch.cuda.OutOfMemoryError])
+def test_a_check_that_does_not_fit_runs_as_a_piece_of_a_prompt_does(refused, monkeypatch):
+    """Wide heads and long guesses may take more shared memory than a GPU has, their scores more memory than is left."""
     decode = decode_kernel.decode
 
     def small(q, *rest, **how):

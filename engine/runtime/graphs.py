@@ -191,13 +191,15 @@ class Graphs:
             self._steps[key] = self._record(*key)
         except Exception as error:
             # What Triton cannot compile for this GPU, e.g. for want of shared memory, is no RuntimeError.
-            if not (shares or new > 1) or not type(error).__module__.startswith("triton"):
-                raise
-            if shares:
+            is_refused = type(error).__module__.startswith("triton")
+            if new > 1 and (is_refused or isinstance(error, torch.cuda.OutOfMemoryError)):
+                self._new = 1  # then such steps run as pieces of prompts do
+                self._steps = {known: step for known, step in self._steps.items() if known[1] == 1}
+            elif shares and is_refused:
                 self.unshared = str(error).strip().partition("\n")[0]
                 self._plant = None
-            else:  # then such steps run as pieces of prompts do
-                self._new = 1
+            else:
+                raise
 
     def _record(
         self, size: int, new: int, width: int, shares: bool
