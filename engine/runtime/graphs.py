@@ -94,11 +94,10 @@ class Graphs:
     """Runs decoding steps: recorded once and replayed on a GPU, as they are on a processor.
 
     ``forward`` processes a Decoding and returns scores [rows, vocabulary]. ``new``: tokens that a sequence may feed
-    instead of one. ``width``: of all tables, for attention that
-    takes no time for blocks behind a sequence's end; None where steps of different widths are recorded. ``reason``: why
-    steps are not recorded, where recording has failed; with ``must`` that raises Unrecordable. ``forest`` makes plans
-    for steps of so many sequences, where keys may be read together: then steps of either kind are recorded;
-    ``unshared`` says why they are not read together after all.
+    instead of one. ``width``: of all tables, for attention that takes no time for blocks behind a sequence's end; None
+    where steps of different widths are recorded. ``reason``: why steps are not recorded, where recording has failed;
+    with ``must`` that raises Unrecordable. ``forest`` makes plans for steps of so many sequences, where keys may be
+    read together: then steps of either kind are recorded; ``unshared`` says why they are not read together after all.
     """
 
     def __init__(
