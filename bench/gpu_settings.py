@@ -42,7 +42,7 @@ def chosen(op: str, stages: int | None, splits: int | None) -> Iterator[None]:
     name = {"decode": "kernels.decode.triton", "prefill": "kernels.prefill.triton", "shared": "kernels.forest.triton"}
     with contextlib.ExitStack() as stack:
         if stages is not None:
-            target = "stages_for_rows" if op == "decode" else "stages_for"
+            target = "stages_for_decoding" if op == "decode" else "stages_for"
             stack.enter_context(mock.patch(f"{name[op]}.{target}", return_value=stages))
         if splits is not None:
             stack.enter_context(mock.patch("kernels.decode.triton.splits_for", return_value=splits))

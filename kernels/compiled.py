@@ -83,6 +83,11 @@ def compile_for(
     source = _source(kernel)(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return read(made)
+
+
+def read(made: Any) -> Compiled:
+    """What stands in a kernel as ``triton.compile`` or a launch made it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(made.asm["cubin"])

@@ -145,9 +145,8 @@ def _follow() -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             words = f"{done} of {total}" if total else "Starting"
             begun = [r.measured for r in job.results if r.status is not KernelStatus.CANNOT]
-            if (
-                total and len(begun) > 1 and done < total
-            ):  # neither the start nor what cannot run says how long it takes
+            # Neither the start nor what cannot run says how long it takes.
+            if total and len(begun) > 1 and done < total:
                 words += f"  ·  {live.time_left(live.Pace(0, 0.0, done, time.time() - begun[0]), total)}"
             st.progress(min(1.0, done / total) if total else 0.0, text=words, width="stretch")
             label = "Stop now" if job.stopping else "Stop"

@@ -8,11 +8,11 @@ import pandas as pd
 import streamlit as st
 
 from analysis.format import duration, percent, si
+from engine.laboratory.compiled import CAPABILITIES
 from spec.kernel_result import KernelResult, KernelStatus
 from ui import components, kernels_rows
 from ui.kernels_chart import figure
 
-GPUS = {80: "A100", 89: "L40, RTX 4090", 90: "H100, H200"}
 HELP = {
     "Time": "Median of one call.",
     "Bandwidth": "Bytes that the operation cannot do without, for each second of a call.",
@@ -75,7 +75,7 @@ def compiled(shown: list[KernelResult]) -> None:
     )
     frame = pd.DataFrame(
         {
-            "GPU": [f"{GPUS.get(f.get('capability'), '')} (sm_{f.get('capability')})".strip() for f in facts],
+            "GPU": [f"{CAPABILITIES.get(f.get('capability'), '')} (sm_{f.get('capability')})".strip() for f in facts],
             "Kernel": [f.get("kernel") for f in facts],
             "Registers": [f.get("registers") for f in facts],
             "Spills": [f.get("spills") for f in facts],

@@ -76,8 +76,8 @@ def launches(case: Case) -> list[Launch]:
     types = attention.types_of(case)
     warps = decode.warps_for(rows, case.element)
     return [
-        Launch(decode._attend, types, constants, warps, decode.stages_for_rows(dim, case.element, hopper), unaligned,
-               capabilities=capabilities)
+        Launch(decode._attend, types, constants, warps, decode.stages_for_decoding(dim, case.element, hopper),
+               unaligned, capabilities=capabilities)
         for capabilities, hopper in HOPPER
     ]  # fmt: skip
 

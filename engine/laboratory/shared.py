@@ -5,7 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.laboratory import attention, decode, paged, sides
-from engine.laboratory.op import KV, PAGE, SINKS, SOFTCAP, WINDOW, Call, Cost, Field, Launch, Op, Side, first_rows
+from engine.laboratory.op import (
+    HOPPER,
+    KV,
+    PAGE,
+    SINKS,
+    SOFTCAP,
+    WINDOW,
+    Call,
+    Cost,
+    Field,
+    Launch,
+    Op,
+    Side,
+    first_rows,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -76,11 +90,11 @@ def launches(case: Case) -> list[Launch]:
     types = attention.types_of(case) | dict.fromkeys(("ITEMS", "ORDER"), "*i32")
     common = attention.constants_of(case)
     found = []
-    for capabilities, most in (((90,), 128 if dim <= 128 else 64), ((80, 89), 64)):
-        most = 16 if case.dtype == "fp32" else most
+    for capabilities, hopper in HOPPER:
+        most = 16 if case.dtype == "fp32" else 128 if hopper and dim <= 128 else 64
         size = Size.fitting(case["batch"], heads, case["kv_heads"], units=decode.UNITS, most=most)
         for name, rows in (("shared keys", size.rows), ("own keys", size.narrow_rows)):
-            tuned = forest.tuned(rows, dim, case.element, capabilities == (90,), case.feature("kv") is not None)
+            tuned = forest.tuned(rows, dim, case.element, hopper, case.feature("kv") is not None)
             constants = common | {"ROWS": rows, "BN": tuned["BN"]}
             constants = {n: c for n, c in constants.items() if n in forest._attend.arg_names}
             found.append(

@@ -92,8 +92,8 @@ class Ragged:
         device = self.tables.device
         starts = np.concatenate([[0], np.cumsum(self._counts)])
         lengths = self.query_positions.max(1).values + 1
-        new = int(self._counts.max()) == 1
-        return Pieces(self.tables.int(), lengths.int(), _tensor(starts, device).int(), int(new))
+        new = 1 if int(self._counts.max()) == 1 else 0
+        return Pieces(self.tables.int(), lengths.int(), _tensor(starts, device).int(), new)
 
     def tiles(self, group: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """How ``kernels.prefill`` cuts the step, for layers with so many query heads to a key/value head."""

@@ -187,7 +187,7 @@ def decode(
         D=dim, D_PAD=padded(dim), PAGE=page, BN=tile, WINDOW=window, SOFTCAP=softcap > 0,
         HAS_SLOPES=slopes is not None, HAS_TREE=tree is not None, QUANTIZED=key_scales is not None,
         SINGLE=splits == 1, UPCAST=not q.is_cuda, **common,
-        num_warps=warps_for(rows, number), num_stages=stages_for_rows(wide, number, is_hopper(q.device)),
+        num_warps=warps_for(rows, number), num_stages=stages_for_decoding(wide, number, is_hopper(q.device)),
     )  # fmt: skip
     if splits > 1:
         _combine[(n, kv_heads, group * new)](
@@ -200,10 +200,9 @@ def decode(
 def splits_for(tiles: int, keys: int, device: torch.device, resident: int = RESIDENT) -> int:
     """Programs for each of ``tiles`` so that they fill the GPU once, none with fewer than ``LEAST`` keys.
 
-    ``resident``: programs that a multiprocessor holds.
-
-    A few programs more than the GPU holds at a time would take it as long again. The count follows from the width of
-    the tables, not from the lengths, which only the device knows: a graph that was recorded holds for all lengths.
+    ``resident``: how many a multiprocessor holds. A few programs more than the GPU holds at a time would take it as
+    long again. The count follows from the width of the tables, not from the lengths, which only the device knows: a
+    graph that was recorded holds for all lengths.
     """
     units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     return max(1, min(64, resident * units // tiles, keys // LEAST))
@@ -219,6 +218,6 @@ def warps_for(rows: int, number: int) -> int:
     return 8 if number == 4 and rows > 16 else 4
 
 
-def stages_for_rows(dim: int, number: int, hopper: bool) -> int:
+def stages_for_decoding(dim: int, number: int, hopper: bool) -> int:
     """See ``stages_for``; the rows of heads wider than 128 leave no registers for more than two."""
     return stages_for(dim, number, hopper and dim <= 128)

@@ -6,9 +6,6 @@ the launch itself. So whatever a program launches is known to compile before it 
 
 from __future__ import annotations
 
-import re
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +17,6 @@ from tests.simulator.memory import on_gpu
 
 SHARED_BYTES = 227 * 1024
 """Shared memory that a program may have."""
-
-
 MADE: dict[int, tuple[str, Any, str]] = {}
 """By the identity of what Triton made: kernel, what was made, the arguments of the first launch in words."""
 FAILED: dict[str, str] = {}
@@ -35,13 +30,13 @@ def is_installed() -> bool:
     return JITFunction.run.__module__ == __name__
 
 
-def install(capability: int = 90) -> None:
+def install() -> None:
     """Put itself between a launch and the driver."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    target = GPUTarget("cuda", capability, 32)
+    target = GPUTarget("cuda", 90, 32)
     driver.set_active(
         SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0, get_current_target=lambda: target)
     )
@@ -69,15 +64,3 @@ def _words(names: list[str], args: Any, kwargs: Any) -> str:
 
 def _word(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, torch.Tensor) else str(value)
-
-
-def usage(made: Any) -> tuple[int, int, int]:
-    """Registers, bytes of local memory and bytes of shared memory of what was made."""
-    from kernels.compiled import _dump
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
-        file.write_bytes(made.asm["cubin"])
-        found = re.search(r"REG:(\d+) STACK:(\d+)", _dump("--dump-resource-usage", file))
-    assert found is not None
-    return int(found[1]), int(found[2]), int(made.metadata.shared)

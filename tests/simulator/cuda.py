@@ -35,15 +35,9 @@ class Stream:
     def wait_stream(self, _: Any) -> None:
         """Nothing to wait for."""
 
-    wait_event = wait_stream
-
     def synchronize(self) -> None:
         """The host waits."""
         WAITS.note("stream", is_asked=True)
-
-    def record_event(self, event: Any = None) -> Any:
-        """An event that has happened."""
-        return event or Event()
 
 
 class Event:

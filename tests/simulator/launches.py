@@ -1,10 +1,9 @@
-"""Launches of Triton's kernels on the simulated GPU: interpreted, in any order of their programs, and written down."""
+"""Launches of Triton's kernels on the simulated GPU: interpreted, in any order of their programs."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,24 +13,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from tests.simulator.graphs import Graph, tensors
 from tests.simulator.memory import on_gpu
 
-OPTIONS = ("num_warps", "num_stages", "maxnreg", "num_ctas", "launch_pdl")
 
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One launch: the kernel's module and name, its arguments by name, its options, its grid."""
-
-    kernel: str
-    arguments: dict[str, Any]
-    options: dict[str, Any]
-    grid: tuple[int, ...]
-
-
-LAUNCHES: list[Launch] = []
-
-
-def install(is_run: bool = True) -> None:
-    """Put itself between a launch and the interpreter. ``is_run``: the kernels are run, not only written down."""
+def install() -> None:
+    """Put itself between a launch and the interpreter."""
     import triton
     from triton.runtime import interpreter
 
@@ -40,12 +24,6 @@ def install(is_run: bool = True) -> None:
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
         if not all(on_gpu(t) for t in tensors((args, kwargs))):
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-        named = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        options = {k: named.pop(k) for k in OPTIONS if k in named}
-        grid = self.grid(named) if callable(self.grid) else tuple(self.grid)
-        LAUNCHES.append(Launch(f"{self.fn.__module__}.{self.fn.__name__}", named, options, grid))
-        if not is_run:
-            return
 
         def run() -> None:
             more = kwargs | {"UPCAST": True} if "UPCAST" in kwargs else kwargs  # the interpreter has no bf16 products

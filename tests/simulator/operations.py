@@ -20,7 +20,6 @@ from tests.simulator.waiting import WAITS, Capture
 T = torch.Tensor
 # Their indices may lie on the host; they are brought over, which waits.
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-COPIES = {"copy_", "_to_copy", "to", "copy"}
 WAITING = {"item", "_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "equal", "is_nonzero"}
 WAITING |= {"bincount", "allclose", "unique_consecutive", "nonzero_numpy", "argwhere"}
 RANDOM = {"rand", "randn", "randint", "rand_like", "randn_like", "multinomial", "normal_", "uniform_", "exponential_"}

@@ -14,6 +14,7 @@ from engine.laboratory.cases import OPS
 from engine.laboratory.measure import here, sides_of
 from engine.runtime import support
 from engine.runtime.way import Way
+from kernels.compiled import read
 from spec.choices import Attention, Fusion, KvDtype
 from tests.batches import batcher, causal, row, text
 from tests.exhaustive import rare
@@ -37,10 +38,10 @@ def made():
     yield lambda: {name.removeprefix("kernels.") for name, *_ in compiling.MADE.values()}
     assert not compiling.FAILED
     for name, kernel, words in compiling.MADE.values():
-        registers, stack, shared = compiling.usage(kernel)
-        assert stack == 0, f"{name} spills: {words}"
-        assert shared <= compiling.SHARED_BYTES, f"{name} takes {shared} bytes of shared memory: {words}"
-        assert registers <= 255
+        made = read(kernel)
+        assert made.stack == 0, f"{name} spills: {words}"
+        assert made.shared <= compiling.SHARED_BYTES, f"{name} takes {made.shared} bytes of shared memory: {words}"
+        assert made.registers <= 255
 
 
 @pytest.mark.exhaustive

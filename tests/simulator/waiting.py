@@ -7,8 +7,6 @@ from collections import Counter
 import torch
 
 NOT_PERMITTED = "CUDA error: operation not permitted when stream is capturing"
-
-
 NOT_ALLOWED = "called a synchronizing CUDA operation"
 
 
