@@ -21,7 +21,7 @@ WEB_ENGINE = {
     "engine.recipes",
     "engine.artifacts",
 }
-WEB_ENGINE |= {"engine.laboratory.cases", "engine.laboratory.device", "engine.laboratory.op"}
+WEB_ENGINE |= {f"engine.laboratory.{name}" for name in ("cases", "compiled", "device", "op")}
 MAY_IMPORT = {
     "spec": {"spec"},
     "kernels": {"kernels"},
