@@ -40,20 +40,32 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """A step for the Triton kernels, int32: ``tables`` [sequences, width], ``lengths`` [sequences] with the new tokens,
-    ``starts`` [sequences + 1] of each one's tokens; ``new``: how many each has, where all have as many, else 0."""
+    """Tokens of a step that one kernel of Triton attends, int32.
 
+    Attributes:
+        rows: of the step.
+        tables: [sequences, width]; lengths: [sequences], with the new tokens.
+        starts: [sequences + 1] of each one's tokens, counted from the first of ``rows``; None where all have as many.
+        new: how many each has, where all have as many, else 0.
+        counts: how many each has, on the host, where they differ.
+        forest: where sequences read keys together, for one new token each.
+    """
+
+    rows: slice
     tables: torch.Tensor
     lengths: torch.Tensor
-    starts: torch.Tensor | None
-    new: int
+    starts: torch.Tensor | None = None
+    new: int = 0
+    counts: tuple[int, ...] = ()
+    forest: Forest | None = None
 
 
 class Ragged:
     """A batch as tensors on the device, made once for all layers of a step.
 
     ``query`` [sequences, most tokens of one] is the row of each sequence's tokens, the last one repeated to fill up;
-    ``back`` [m] finds each row again in that layout, flattened.
+    ``back`` [m] finds each row again in that layout, flattened. The first ``singles`` sequences feed one token each;
+    ``forest``: where those read keys together.
     """
 
     def __init__(self, batch: Batch, device: torch.device) -> None:
@@ -78,7 +90,8 @@ class Ragged:
         self.blocks = _tensor(own, device)
         self.places = _tensor(batch.positions % BLOCK, device)
         self._counts = counts
-        self.forest: Forest | None = None  # where sequences read keys together, see Forest
+        self.singles = int(np.argmax(np.append(counts, 2) > 1))
+        self.forest: Forest | None = None
         self._tiles: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
@@ -87,22 +100,32 @@ class Ragged:
         return cls(batch, device)
 
     @cached_property
-    def pieces(self) -> Pieces:
-        """The same for the Triton kernels."""
-        device = self.tables.device
-        starts = np.concatenate([[0], np.cumsum(self._counts)])
-        lengths = self.query_positions.max(1).values + 1
-        new = 1 if int(self._counts.max()) == 1 else 0
-        return Pieces(self.tables.int(), lengths.int(), _tensor(starts, device).int(), new)
+    def pieces(self) -> tuple[Pieces, ...]:
+        """The same for the Triton kernels: sequences that write stand first and are attended as in a step of their own.
+
+        Their keys are then split over the GPU, and those that are shared are read once. In tiles of the kernel for
+        prompts one program would read all keys of such a sequence, for a single row.
+        """
+        tables = self.tables.int()
+        lengths = self.query_positions.max(1).values.int() + 1
+        n, found = self.singles, list[Pieces]()
+        if n:
+            found.append(Pieces(slice(0, n), tables[:n], lengths[:n], new=1, forest=self.forest))
+        if n < len(tables):
+            counts = self._counts[n:]
+            starts = _tensor(np.concatenate([[0], np.cumsum(counts)]), tables.device).int()
+            rows = slice(n, n + int(counts.sum()))
+            found.append(Pieces(rows, tables[n:], lengths[n:], starts, counts=tuple(counts.tolist())))
+        return tuple(found)
 
     def tiles(self, group: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """How ``kernels.prefill`` cuts the step, for layers with so many query heads to a key/value head."""
+        """How ``kernels.prefill`` cuts the last of the ``pieces``, for so many query heads to a key/value head."""
         from kernels.prefill.triton import tiles
 
         key = group, rows
         if key not in self._tiles:
             device = self.tables.device
-            made = tiles(self._counts.tolist(), group, rows)
+            made = tiles(self.pieces[-1].counts, group, rows)
             self._tiles[key] = tuple(torch.from_numpy(a).to(device, non_blocking=True) for a in made)  # type: ignore[assignment]
         return self._tiles[key]
 

@@ -36,7 +36,7 @@ class Decoding:
     def __init__(
         self, size: int, width: int, spare: int, device: torch.device, forest: Forest | None = None, new: int = 1
     ) -> None:
-        self.forest = forest
+        self._forest = forest
         self.size = size
         self.new = new
         self.width = width
@@ -56,7 +56,9 @@ class Decoding:
 
     def begin(self) -> None:
         """What follows from the arrays on the device, computed there: the first operations of a recording."""
-        self.pieces = Pieces(self.tables.int(), (self.query_positions[:, -1] + 1).int(), None, self.new)
+        lengths = (self.query_positions[:, -1] + 1).int()
+        rows = slice(0, self.size * self.new)
+        self.pieces = (Pieces(rows, self.tables.int(), lengths, new=self.new, forest=self._forest),)
 
     def clear(self) -> None:
         """A step of rows that only fill up."""

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.devices import on
@@ -149,9 +148,9 @@ class ModuleRunner:
 
     def _run(self, model: Any, batch: Batch, **more: Any) -> Any:
         ragged = batch.on(self._device)
-        if self._way.attention is Attention.CASCADE and batch.m == len(np.unique(batch.slots)) > 1:
-            forest = self._forest(batch.m)
-            if forest.update(batch.tables[batch.slots], batch.positions + 1):
+        if self._way.attention is Attention.CASCADE and (n := ragged.singles) > 1:
+            forest = self._forest(n)
+            if forest.update(batch.tables[batch.slots[:n]], batch.positions[:n] + 1):
                 ragged.forest = forest
         tokens = torch.from_numpy(batch.tokens.astype("int64")).to(self._device)
         return self._forward(model, tokens, ragged, batch if self._native else None, **more)

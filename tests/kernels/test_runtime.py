@@ -24,6 +24,7 @@ from kernels.linear import triton as linear_kernel
 from kernels.linear.packing import unpack
 from kernels.linear.weight import Kind, QuantizedWeight
 from kernels.norm import triton as norm
+from kernels.prefill import triton as prefill_kernel
 from kernels.rope import triton as rope
 from kernels.sampler import triton as sampler_kernel
 from kernels.swiglu import triton as swiglu
@@ -141,6 +142,40 @@ def test_a_prefix_that_is_read_once_changes_no_text(architecture, runner, monkey
         made.close()
     assert ids(found) == [greedy(known(architecture), c, n) for c, n in zip(contexts, limits, strict=True)]
     assert calls.count("forest") >= 2 * 2, "shared keys were read for each sequence"
+
+
+@pytest.mark.parametrize("runner", [False], ids=["ragged"], indirect=True)
+@pytest.mark.parametrize("attention", [Attention.TRITON, Attention.CASCADE])
+def test_sequences_that_write_beside_a_prompt_are_attended_as_without_it(attention, runner, monkeypatch):
+    """Two that share a prefix of two blocks, then pieces of prompts, of which one is a single token."""
+    monkeypatch.setattr(forests, "plan", functools.partial(plan, least_keys=16, least_sequences=2))
+    calls = []
+    for module, name in ((forest_kernel, "forest"), (decode_kernel, "decode"), (prefill_kernel, "prefill")):
+        count(monkeypatch, module, name, calls)
+    model, prefix = known("llama"), np.arange(32)
+    tables = np.array([[0, 1, 2], [0, 1, 3], [4, 5, 5], [6, 6, 6]], dtype=np.int32)
+
+    def batch(*pieces):
+        """Of (slot, positions); the scores of all rows are wanted."""
+        slots = np.concatenate([np.full(len(at), slot) for slot, at in pieces]).astype(np.int32)
+        positions = np.concatenate([at for _, at in pieces]).astype(np.int32)
+        tokens = (7 * positions + 5 * slots * (positions >= 32) + 3) % 90
+        return Batch(tokens.astype(np.int32), positions, slots, tables, np.arange(len(slots), dtype=np.int32))
+
+    first = [batch((0, prefix)), batch((2, prefix[:9]), (0, prefix[-1:] + 1))]
+    mixed = batch((1, prefix[-1:] + 1), (0, prefix[-1:] + 2), (2, prefix[9:14]), (3, prefix[:1]))
+    scores = []
+    for way in (Way(attention=Attention.PLAIN), Way(attention=attention, fusion=Fusion.OFF)):
+        made = runner_for(model, CPU, way)
+        made.allocate(8)
+        for step in first:
+            made.logits(step)
+        calls.clear()
+        scores.append(made.logits(mixed).clone())
+        made.close()
+    torch.testing.assert_close(*scores)
+    layers = model.config.num_hidden_layers
+    assert calls == ["decode" if attention is Attention.TRITON else "forest", "prefill"] * layers
 
 
 def test_a_plan_holds_until_a_sequence_is_another_one():
