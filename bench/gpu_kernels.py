@@ -43,7 +43,7 @@ SHAPES: dict[str, list[dict[str, int]]] = {
     "swiglu": [{"tokens": n, "width": 14336} for n in (4096, 64, 1)],
     # The matrices of Llama 3.1 8B: up, down, queries with keys and values, output, and the vocabulary's.
     "linear": [
-        *({"rows": n, "inputs": 4096, "outputs": 14336} for n in (1, 16, 64, 512)),
+        *({"rows": n, "inputs": 4096, "outputs": 14336} for n in (1, 16, 64, 128, 512)),
         *(
             {"rows": 1, "inputs": i, "outputs": o}
             for i, o in ((14336, 4096), (4096, 6144), (4096, 4096), (4096, 128256))
@@ -58,7 +58,7 @@ FEATURES: dict[str, tuple[dict[str, int | str], ...]] = {
     "linear": ({"weight": "int4"}, {"weight": "nf4"}, {"weight": "fp8"}, {"activations": "int8"}),
     "sampler": ({"top_k": 50}, {"top_p": 95}, {"top_k": 50, "top_p": 95, "min_p": 5}),
 }
-WITH_FEATURES = {"linear": 3}  # so many of the shapes, where it is not the first one alone
+WITH_FEATURES = {"linear": 4}  # so many of the shapes, where it is not the first one alone
 FACTOR = 2.0  # of PyTorch's own error that ours may have
 
 

@@ -8,6 +8,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from kernels.compiled import compile_for
+from kernels.linear import launching, mixed
 from kernels.linear import triton as linear
 from kernels.linear.weight import Kind
 from tests.exhaustive import rare
@@ -49,7 +50,7 @@ def compiled(kernel, given, how, capability, **options):
 @pytest.mark.parametrize(("capability", "dtype"), [rare(80, "bf16"), rare(89, "bf16"), (90, "bf16"), rare(90, "fp32")])
 @pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
 def test_a_vector(capability, kind, group, zeros, dtype):
-    how = linear.constants(kind, group, bool(zeros)) | {"HAS_BIAS": True, "BN": 4, "BC": 128, "UPCAST": False}
+    how = launching.constants(kind, group, bool(zeros)) | {"HAS_BIAS": True, "BN": 4, "BC": 128, "UPCAST": False}
     made = compiled(linear._vector, types(kind, group, dtype, "*i32"), how, capability, warps=4)
     if dtype == "bf16":
         assert made.registers <= 168, "fewer than three programs to a multiprocessor"
@@ -65,7 +66,7 @@ def test_a_vector(capability, kind, group, zeros, dtype):
 )  # fmt: skip
 @pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
 def test_a_few_rows(capability, kind, group, zeros, dtype, rows):
-    how = linear.constants(kind, group, bool(zeros)) | {"HAS_BIAS": False, "UPCAST": False, "BM": rows}
+    how = launching.constants(kind, group, bool(zeros)) | {"HAS_BIAS": False, "UPCAST": False, "BM": rows}
     piece, times = linear.pieces(kind, group)
     how |= {"BN": 128 if group in (-1, 128) else 64, "PIECE": piece, "PIECES": times}
     given = types(kind, group, dtype) | {"OUT": "*fp32"}
@@ -81,13 +82,32 @@ def test_a_few_rows(capability, kind, group, zeros, dtype, rows):
         assert found <= pairs * steps + 32, "weights are converted one by one"
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "rows"),
+    [(90, "bf16", 128), (90, "bf16", 64), rare(80, "bf16", 128), rare(89, "bf16", 128), rare(90, "fp16", 128)],
+)
+@pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
+def test_many_rows(capability, kind, group, zeros, dtype, rows):
+    tile = mixed.tile(rows, capability == 90)
+    how = launching.constants(kind, group, bool(zeros)) | {"HAS_BIAS": False, "UPCAST": False, "SPAN": tile.bk}
+    how |= {"BM": tile.bm, "BN": tile.bn}
+    options = {"warps": tile.warps, "stages": tile.stages, "registers": tile.registers}
+    given = {name: t for name, t in types(kind, group, dtype).items() if name in mixed._mixed.arg_names}
+    made = compiled(mixed._mixed, given | {"OUT": "*fp32"}, how, capability, **options)
+    assert made.count("LDGSTS.E.BYPASS.128") > 0, "weights do not come 16 bytes at a time"
+    assert made.count("HGMMA" if capability == 90 else "HMMA") > 0
+    if kind is not Kind.FP8 and group in (-1, 128):
+        assert made.count("LDSM") >= 2, "codes do not come as the tensor cores want them"
+        assert made.count("STS") <= 2 * tile.bm // 16, "weights go back to shared memory once they are converted"
+
+
 @pytest.mark.parametrize(("kind", "group", "zeros"), KINDS)
 def test_the_dequantized_weight(kind, group, zeros):
-    how = linear.constants(kind, group, bool(zeros)) | {"BC": 128, "UPCAST": False}
+    how = launching.constants(kind, group, bool(zeros)) | {"BC": 128, "UPCAST": False}
     made = compiled(linear._dequantize, types(kind, group, "bf16"), how, 90, warps=4)
     assert made.count("STG.E.128") > 0
 
 
 def test_the_sum_of_the_splits():
     given = types(Kind.INT8, -1, "bf16")
-    compiled(linear._sum, given, {"HAS_BIAS": True, "BN": 256}, 90, warps=2)
+    compiled(launching._sum, given, {"HAS_BIAS": True, "BN": 256}, 90, warps=2)

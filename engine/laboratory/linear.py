@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engine.laboratory import decode, sides
-from engine.laboratory.op import Call, Cost, Feature, Field, Launch, Op, Side, first_rows
+from engine.laboratory import sides
+from engine.laboratory.linear_launches import GROUP, launches
+from engine.laboratory.op import Call, Cost, Feature, Field, Op, Side, first_rows
 from spec.errors import SpecError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from kernels.linear.packing import PackedBytes, PackedWeight
     from kernels.linear.weight import QuantizedWeight
 
-GROUP = 128  # weights of half a byte that share a scale
 HALF_BYTE = ("int4", "nf4")
 DISTINCT = 512  # rows of a weight
 WEIGHT = Feature(
@@ -208,80 +208,6 @@ def packed_reason(case: Case, device: Device) -> str | None:
     if case.feature("weight") == "int4" and case["outputs"] % 16:
         return "PyTorch packs int4 for multiples of 16 outputs only"
     return None
-
-
-def launches(case: Case) -> list[Launch]:
-    """The kernel for one row or that for a few; for many the one that makes the weight whole, before cuBLAS."""
-    if case.feature("activations"):
-        return launches_of_bytes(case)
-    from kernels.linear import triton as linear
-    from kernels.linear.packing import PLANES, lane
-    from kernels.linear.weight import Kind
-
-    kind, rows, outputs = Kind(case.feature("weight")), case["rows"], case["outputs"]
-    group = GROUP if kind.is_half_byte else -1
-    chunks = -(-case["inputs"] // (lane(kind) * PLANES[kind]))
-    number = sides.pointer(case.dtype)
-    types = dict.fromkeys(("x_row", "M", "N", "K", "chunks", "each", "splits"), "i32")
-    types |= dict.fromkeys(("X", "BIAS", "OUT"), number) | {"PARTS": "*fp32"}
-    types |= {"W": "*i16", "SCALES": "*fp32", "ZEROS": number}
-    if kind == Kind.FP8:
-        types["W"] = "*fp8e4nv"
-    if group != -1:
-        types["SCALES"] = "*bf16"
-    common = linear.constants(kind, group, has_zeros=False) | {"UPCAST": False}
-    numbers = {"x_row": case["inputs"], "M": rows, "N": outputs, "K": case["inputs"], "chunks": chunks}
-    unaligned = frozenset({"splits"} | {name for name, n in numbers.items() if n % 16})
-
-    if rows == 1 or (case.dtype == "fp32" and rows <= linear.VECTORS):
-        words = types | ({} if kind == Kind.FP8 else {"W": "*i32"})
-        warps = min(4, sides.power_of_2(-(-chunks // 32)))
-        bn = next((bn for bn in (4, 2) if outputs >= bn * 4 * decode.UNITS), 1)
-        constants = common | {"HAS_BIAS": False, "BN": bn, "BC": 32 * warps}
-        return [Launch(linear._vector, words, constants, warps, unaligned=unaligned)]
-    if case.dtype == "fp32" or rows > linear.ROWS:
-        constants = common | {"BC": 128}
-        return [Launch(linear._dequantize, types, constants, 4, unaligned=unaligned)]
-    bm = 16 if rows <= 16 else 32
-    bn = 128 if outputs >= 2048 and group in (-1, 128) else 64
-    tiles, spans = -(-rows // bm) * -(-outputs // bn), -(-chunks // linear.SPAN)
-    splits = max(1, min(-(-2 * decode.UNITS // tiles), spans // linear.LEAST))
-    splits = -(-spans // -(-spans // splits))
-    piece, pieces = linear.pieces(kind, group)
-    constants = common | {"HAS_BIAS": False, "BM": bm, "BN": bn, "PIECE": piece, "PIECES": pieces}
-    to = {"OUT": number if splits == 1 else "*fp32"}
-    found = [Launch(linear._rows, types | to, constants, 4, linear.stages(bm, group), unaligned)]
-    if splits > 1:
-        found.append(Launch(linear._sum, types, {"HAS_BIAS": False, "BN": 256}, 2, unaligned=unaligned))
-    return found
-
-
-def launches_of_bytes(case: Case) -> list[Launch]:
-    """Rows to codes, their product, and, where programs share a row of the weight, the sum of their parts."""
-    from kernels.linear import dynamic
-
-    rows, outputs, filled = case["rows"], case["outputs"], case["inputs"] + -case["inputs"] % 16
-    how, number = dynamic.tile(rows), sides.pointer(case.dtype)
-    types = dict.fromkeys(("x_row", "M", "N", "K", "FILLED", "each", "splits"), "i32")
-    types |= {"CODES": "*i8", "W": "*i8", "STEP": number, "STEPS": "*fp32", "SCALES": "*fp32", "BIAS": number}
-    unaligned = frozenset(
-        {"splits"} | {n for n, v in (("M", rows), ("N", outputs), ("x_row", case["inputs"])) if v % 16}
-    )
-    tiles, spans = -(-rows // how.bm) * -(-outputs // how.bn), -(-filled // how.bk)
-    splits = max(1, min(-(-2 * decode.UNITS // tiles), spans // 2)) if rows <= dynamic.FEW else 1
-    splits = -(-spans // -(-spans // splits))
-    tile = {"HAS_BIAS": False, "WHOLE": splits == 1, "BM": how.bm, "BN": how.bn, "BK": how.bk}
-    bk = min(2048, sides.power_of_2(filled))
-    to_codes = frozenset({"K"} if case["inputs"] % 16 else ()) | unaligned
-    found = [
-        Launch(dynamic._quantize, types | {"X": number}, {"STATIC": False, "BK": bk}, 4, unaligned=to_codes),
-        Launch(dynamic._multiply, types | {"X": "*i8", "OUT": number if splits == 1 else "*i32"}, tile, how.warps,
-               how.stages, unaligned),
-    ]  # fmt: skip
-    if splits > 1:
-        parts = types | {"PARTS": "*i32", "OUT": number}
-        found.append(Launch(dynamic._sum, parts, {"HAS_BIAS": False, "BN": 256}, 2, unaligned=unaligned))
-    return found
 
 
 OP = Op(

@@ -8,28 +8,17 @@ rounding, so neither the tiles nor the parts change a bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
+from kernels.linear.launching import Tile, units
 from kernels.linear.packing import PackedBytes
 
-FEW = 64  # rows up to which programs share a row of the weight
+FEW = 64  # rows up to which two programs share a multiprocessor
+MANY = 256  # rows up to which programs share a row of the weight
 LONGEST = 2**17  # of a row: 127 * 128 times so much is the most that int32 holds
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """How many rows, outputs and bytes of k a program takes at a time, and what it is compiled with."""
-
-    bm: int
-    bn: int
-    bk: int
-    warps: int
-    stages: int
 
 
 def tile(m: int) -> Tile:
@@ -164,11 +153,7 @@ def multiply(
     """Codes of ``quantize_rows`` times the weight; ``splits`` of k, None for as many as fill the GPU."""
     (m, k), n = codes.shape, packed.shape[0]
     how = tile(m)
-    tiles, spans = triton.cdiv(m, how.bm) * triton.cdiv(n, how.bn), triton.cdiv(k, how.bk)
-    if splits is None:
-        splits = max(1, min(triton.cdiv(2 * _units(codes.device), tiles), spans // 2)) if m <= FEW else 1
-    each = triton.cdiv(spans, splits)
-    splits = triton.cdiv(spans, each)
+    each, splits = split_for(m, n, k, units(codes.device), splits)
     out = torch.empty(m, n, dtype=dtype, device=codes.device)
     parts = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.int32, device=codes.device)
     some = out if bias is None else bias
@@ -181,6 +166,15 @@ def multiply(
             parts, steps, packed.scales, some, out, m, n, splits, HAS_BIAS=bias is not None, BN=256, num_warps=2
         )
     return out
+
+
+def split_for(m: int, n: int, k: int, units: int, splits: int | None = None) -> tuple[int, int]:
+    """Spans of each split of k, and how many splits fill ``units`` multiprocessors, which whole prompts do unsplit."""
+    how = tile(m)
+    tiles, spans = -(-m // how.bm) * -(-n // how.bn), -(-k // how.bk)
+    wanted = 1 if m > MANY else units // tiles if m > FEW else -(-2 * units // tiles)
+    each = -(-spans // (splits or max(1, min(wanted, spans // 2))))
+    return each, -(-spans // each)
 
 
 def _check(x: torch.Tensor, packed: PackedBytes, bias: torch.Tensor | None, step: torch.Tensor | None) -> None:
@@ -197,7 +191,3 @@ def _check(x: torch.Tensor, packed: PackedBytes, bias: torch.Tensor | None, step
         raise ValueError(f"one step holds for all rows, not {step.numel()}")
     if any(t is not None and t.device != x.device for t in (packed.data, bias, step)):
         raise ValueError(f"x is on {x.device}: the weight, bias and step must be there too")
-
-
-def _units(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

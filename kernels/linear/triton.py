@@ -1,9 +1,10 @@
-"""A linear layer over a quantized weight on a GPU: one kernel for a vector, one for a few rows, and PyTorch for many.
+"""A linear layer over a quantized weight on a GPU: a kernel for a vector, for few rows, for many, and PyTorch for more.
 
 While a model decodes, such a layer is bound by the bytes of its weight. So the kernels read each of them once, 16 in a
-row, and convert codes as ``kernels.linear.packing`` says, lest that become the bound. What they multiply are the codes
-themselves, which half precision holds exactly; scales are applied to sums in fp32. Only the product with many rows
-rounds the dequantized weight to the type of ``x``.
+row, and convert codes as ``kernels.linear.packing`` says, lest that become the bound. What those for few rows multiply
+are the codes themselves, which half precision holds exactly; scales are applied to sums in fp32. For many rows, the
+dequantized weight is rounded to the type of ``x``: in registers (``kernels.linear.mixed``), or for whole prompts once,
+to be multiplied by PyTorch.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import triton
 import triton.language as tl
 
 from kernels.linear.convert import looked_up, looked_up_plane, plane, single, table_of
+from kernels.linear.launching import add, constants_of, operands, units
+from kernels.linear.mixed import many_rows
 from kernels.linear.packing import PLANES, PackedWeight, lane
 from kernels.linear.weight import Kind
 
 VECTORS = 4  # rows of fp32 up to which each reads the weight for itself; tensor cores have no exact fp32
-ROWS = 64  # of half precision, up to which the weight is converted as it is read
+ROWS = 32  # of half precision, up to which all of them are one tile
+MANY = 256  # up to which the weight is converted as it is read
 SPAN = 8  # chunks of a weight's row that a program reads at a time
 LEAST = 2  # spans for which another program is worth starting
 
@@ -155,19 +159,6 @@ def _rows(
 
 
 @triton.jit
-def _sum(PARTS, BIAS, OUT, M, N, splits, HAS_BIAS: tl.constexpr, BN: tl.constexpr):
-    """The splits of one row, always in the same order, so that equal calls give equal results."""
-    m = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    y = tl.zeros([BN], tl.float32)
-    for split in range(splits):
-        y += tl.load(PARTS + (split * M + m) * N + n, mask=n < N, other=0.0)
-    if HAS_BIAS:
-        y += tl.load(BIAS + n, mask=n < N, other=0.0).to(tl.float32)
-    tl.store(OUT + m * N + n, y.to(OUT.dtype.element_ty), mask=n < N)
-
-
-@triton.jit
 def _dequantize(
     W, SCALES, ZEROS, OUT, N, K, chunks,
     PLANES: tl.constexpr, LANE: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, TABLE: tl.constexpr,
@@ -224,6 +215,8 @@ def linear(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None = No
         y = vector(rows, packed, bias)
     elif x.dtype != torch.float32 and m <= ROWS:
         y = few_rows(rows, packed, bias)
+    elif x.dtype != torch.float32 and m <= MANY:
+        y = many_rows(rows, packed, bias)
     else:
         y = torch.nn.functional.linear(rows, dequantize(packed, x.dtype), bias)
     return y.view(*x.shape[:-1], n)
@@ -233,11 +226,11 @@ def vector(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> 
     """``linear`` for ``x`` [m, k], the weight read for each row anew."""
     m, (n, k), chunks = x.shape[0], packed.shape, packed.chunks
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    bn = next((bn for bn in (4, 2) if n >= bn * 4 * _units(x.device)), 1)  # at least 4 programs for each unit
+    bn = next((bn for bn in (4, 2) if n >= bn * 4 * units(x.device)), 1)  # at least 4 programs for each unit
     warps = min(4, triton.next_power_of_2(triton.cdiv(chunks, 32)))
     _vector[(triton.cdiv(n, bn), m)](
-        x, packed.data if packed.kind == Kind.FP8 else packed.data.view(torch.int32), *_rest(packed, bias, out), out,
-        x.stride(0), n, k, chunks, **_constants(packed), HAS_BIAS=bias is not None, BN=bn, BC=32 * warps,
+        x, packed.data if packed.kind == Kind.FP8 else packed.data.view(torch.int32), *operands(packed, bias, out), out,
+        x.stride(0), n, k, chunks, **constants_of(packed), HAS_BIAS=bias is not None, BN=bn, BC=32 * warps,
         UPCAST=not x.is_cuda, num_warps=warps,
     )  # fmt: skip
     return out
@@ -252,22 +245,18 @@ def few_rows(
     bm = 16 if m <= 16 else 32
     bn = 128 if n >= 2048 and group in (-1, 128) else 64  # what small groups hold would not fit into registers
     tiles, spans = triton.cdiv(m, bm) * triton.cdiv(n, bn), triton.cdiv(chunks, SPAN)
-    splits = splits or max(1, min(triton.cdiv(2 * _units(x.device), tiles), spans // LEAST))
+    splits = splits or max(1, min(triton.cdiv(2 * units(x.device), tiles), spans // LEAST))
     each = triton.cdiv(spans, splits)
     splits = triton.cdiv(spans, each)
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     parts = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     piece, times = pieces(packed.kind, group)
     _rows[(triton.cdiv(m, bm), triton.cdiv(n, bn), splits)](
-        x, packed.data, *_rest(packed, bias, out), parts, x.stride(0), m, n, k, chunks, each * SPAN,
-        **_constants(packed), HAS_BIAS=bias is not None and splits == 1,
+        x, packed.data, *operands(packed, bias, out), parts, x.stride(0), m, n, k, chunks, each * SPAN,
+        **constants_of(packed), HAS_BIAS=bias is not None and splits == 1,
         BM=bm, BN=bn, PIECE=piece, PIECES=times, UPCAST=not x.is_cuda, num_warps=4, num_stages=stages(bm, group),
     )  # fmt: skip
-    if splits > 1:
-        _sum[(triton.cdiv(n, 256), m)](
-            parts, out if bias is None else bias, out, m, n, splits, HAS_BIAS=bias is not None, BN=256, num_warps=2
-        )
-    return out
+    return out if splits == 1 else add(parts, bias, out)
 
 
 def pieces(kind: Kind, group: int) -> tuple[int, int]:
@@ -286,27 +275,11 @@ def dequantize(packed: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     """The weight [n, k], each number rounded once."""
     n, k = packed.shape
     out = torch.empty(n, k, dtype=dtype, device=packed.data.device)
-    scales, zeros, _ = _rest(packed, None, out)
+    scales, zeros, _ = operands(packed, None, out)
     _dequantize[(n, triton.cdiv(packed.chunks, 128))](
-        packed.data, scales, zeros, out, n, k, packed.chunks, **_constants(packed), BC=128, UPCAST=not out.is_cuda
+        packed.data, scales, zeros, out, n, k, packed.chunks, **constants_of(packed), BC=128, UPCAST=not out.is_cuda
     )
     return out
-
-
-def constants(kind: Kind, group: int, has_zeros: bool) -> dict[str, int | bool]:
-    """Those of all three kernels that follow from the weight."""
-    return {
-        "PLANES": PLANES[kind], "LANE": lane(kind), "GROUP": group, "HAS_ZEROS": has_zeros, "TABLE": kind == Kind.NF4
-    }  # fmt: skip
-
-
-def _constants(packed: PackedWeight) -> dict[str, int | bool]:
-    return constants(packed.kind, packed.group, packed.zeros is not None)
-
-
-def _rest(packed: PackedWeight, bias: torch.Tensor | None, nothing: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Scales, zero points and bias, ``nothing`` in place of what is not there."""
-    return packed.scales, nothing if packed.zeros is None else packed.zeros, nothing if bias is None else bias
 
 
 def _check(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> None:
@@ -321,7 +294,3 @@ def _check(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> 
         raise ValueError(f"x is on {x.device}, the weight on {packed.data.device}: all must be on one device")
     if packed.kind == Kind.FP8 and x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 9):
         raise ValueError("fp8 weights need a GPU of compute capability 8.9 or more")
-
-
-def _units(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

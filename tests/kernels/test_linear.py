@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kernels.linear import reference
+from kernels.linear import mixed, reference
 from kernels.linear import triton as kernels
 from kernels.linear.packing import pack, unpack
 from kernels.linear.weight import Kind, dequantize, quantize
@@ -70,7 +70,7 @@ def ran(monkeypatch):
     def noting(name, run):
         return lambda *given, **how: names.append(name) or run(*given, **how)
 
-    for name in ("vector", "few_rows", "dequantize"):
+    for name in ("vector", "few_rows", "many_rows", "dequantize"):
         monkeypatch.setattr(kernels, name, noting(name, getattr(kernels, name)))
     return names
 
@@ -93,6 +93,24 @@ def test_a_few_rows(how, dtype, splits):
     bias = normal(67, seed=3, dtype=dtype)
     x = normal(3, k, seed=2, dtype=dtype)
     check(kernels.few_rows(x, pack(stored), bias, splits=splits), x, stored, bias)
+
+
+@pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(("dtype", "splits", "rows"), [(torch.float16, 3, 65), (torch.bfloat16, 1, 7)])
+def test_many_rows(how, dtype, splits, rows):
+    """A last span that is not full, nor is the last tile of rows; more splits than one span each."""
+    k = 896 if how.get("group", -1) > 0 else 853
+    stored = quantize(weight(67 if dtype == torch.float16 else 130, k), **how)
+    bias = normal(stored.shape[0], seed=3, dtype=dtype)
+    x = normal(rows, k, seed=2, dtype=dtype)
+    check(mixed.many_rows(x, pack(stored), bias, splits=splits), x, stored, bias)
+
+
+@pytest.mark.parametrize(("kind", "group", "k"), [(Kind.INT4, 32, 160), (Kind.INT4, 64, 64), (Kind.NF4, 32, 352)])
+def test_many_rows_of_groups_that_end_within_a_span(kind, group, k):
+    stored = quantize(weight(5, k), kind, group=group)
+    x = normal(40, k, seed=2, dtype=torch.float16)
+    check(mixed.many_rows(x, pack(stored), None), x, stored)
 
 
 @pytest.mark.parametrize(("kind", "group", "k"), [(Kind.INT4, 128, 4224), (Kind.INT8, -1, 2100), (Kind.FP8, -1, 2100)])
@@ -125,9 +143,10 @@ def test_the_dequantized_weight_is_rounded_once(how):
         (torch.float16, 1, "vector"),
         (torch.float16, 2, "few_rows"),
         (torch.float16, 17, "few_rows"),
-        (torch.bfloat16, 33, "few_rows"),
-        (torch.float16, 64, "few_rows"),
-        (torch.float16, 65, "dequantize"),
+        (torch.float16, 32, "few_rows"),
+        (torch.bfloat16, 33, "many_rows"),
+        (torch.float16, 256, "many_rows"),
+        (torch.float16, 257, "dequantize"),
     ],
 )
 def test_the_rows_choose_the_kernel(ran, dtype, rows, name):
@@ -146,7 +165,7 @@ def test_the_smallest_and_odd_shapes(kind, n, k, rows):
     check(kernels.linear(x, pack(stored)), x, stored)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3, 35])
 def test_what_lies_beside_the_inputs_is_not_read(rows):
     """Inputs that are a part of something larger whose rest is NaN, as a layer's slice of a fused one."""
     stored = quantize(weight(5, 100), Kind.INT8)
@@ -171,6 +190,8 @@ def test_equal_calls_give_equal_bits():
     x = normal(2, 1024, seed=2, dtype=torch.float16)
     first = kernels.few_rows(x, pack(stored), None, splits=4)
     assert all(torch.equal(first, kernels.few_rows(x, pack(stored), None, splits=4)) for _ in range(2))
+    first = mixed.many_rows(x, pack(stored), None, splits=4)
+    assert all(torch.equal(first, mixed.many_rows(x, pack(stored), None, splits=4)) for _ in range(2))
 
 
 @pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)

@@ -11,6 +11,7 @@ from bench import gpu_settings
 from engine.laboratory import timing
 from engine.laboratory.cases import OPS, make_case
 from engine.laboratory.measure import here, measure, sides_of
+from kernels.linear import triton as linear
 from spec.kernel_result import KernelStatus
 
 SMALL = {
@@ -54,9 +55,15 @@ def test_every_side_is_measured_or_says_why_not(op):
 def test_settings_are_swept(capsys, monkeypatch):
     monkeypatch.setattr(gpu_settings, "STAGES", (None, 7))
     monkeypatch.setattr(gpu_settings, "SPLITS", (None, 3))
-    assert gpu_settings.sweep([case("decode"), case("prefill"), case("shared")], budget_s=0.01) == 0
+    calls = []
+    for module, name in ((linear, "few_rows"), (linear, "many_rows"), (linear, "dequantize")):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, name=name, run=run: calls.append(name) or run(*given))
+    half = make_case("linear", "fp16", on_gpu=True, **SMALL["linear"])
+    assert gpu_settings.sweep([case("decode"), case("prefill"), case("shared"), half], budget_s=0.01) == 0
     lines = capsys.readouterr().out.splitlines()
     settings = [line.partition(":")[0] for line in lines if " us " in line]
-    assert settings == ["decode"] * 4 + ["prefill"] * 2 + ["shared"] * 2
-    assert sum("fastest" in line for line in lines) == 3
-    assert any("stages 7          splits 3 " in line for line in lines)
+    assert settings == ["decode"] * 4 + ["prefill"] * 2 + ["shared"] * 2 + ["linear"] * 4
+    assert list(dict.fromkeys(calls)) == ["few_rows", "many_rows", "dequantize"]
+    assert sum("fastest" in line for line in lines) == 4
+    assert any("stages 7, splits 3 " in line for line in lines)
