@@ -8,6 +8,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from kernels.compiled import compile_for
+from kernels.sampler import filters
 from kernels.sampler import triton as sampler
 from tests.exhaustive import GPUS
 
@@ -20,8 +21,8 @@ FILTERED = {"HAS_K": True, "HAS_P": True, "HAS_MIN": True}
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16}
 KINDS = {
     "measure": (sampler._measure, {}, 4),
-    "narrow top-k": (sampler._narrow, {"HAS_K": True, "BY_MASS": False}, 8),
-    "narrow top-p": (sampler._narrow, {"HAS_K": True, "BY_MASS": True}, 8),
+    "narrow top-k": (filters.narrow, {"HAS_K": True, "BY_MASS": False}, 8),
+    "narrow top-p": (filters.narrow, {"HAS_K": True, "BY_MASS": True}, 8),
     "sum": (sampler._sum, FILTERED, 4),
     "draw": (sampler._draw, PLAIN, 4),
     "draw filtered": (sampler._draw, FILTERED, 4),

@@ -162,6 +162,7 @@ def eager(case: Case, x: Inputs) -> Call:
 
 def launches(case: Case) -> list[Launch]:
     """The pass over all logits, one digit of each filter's threshold, what the filters leave, and the draw."""
+    from kernels.sampler import filters
     from kernels.sampler import triton as sampler
 
     vocabulary = case["vocabulary"]
@@ -183,9 +184,9 @@ def launches(case: Case) -> list[Launch]:
 
     found = [launch(sampler._measure, 4)]
     if case.feature("top_k"):
-        found.append(launch(sampler._narrow, 8, "narrow top-k", BY_MASS=False))
+        found.append(launch(filters.narrow, 8, "narrow top-k", BY_MASS=False))
     if case.feature("top_p"):
-        found.append(launch(sampler._narrow, 8, "narrow top-p", BY_MASS=True))
+        found.append(launch(filters.narrow, 8, "narrow top-p", BY_MASS=True))
     if case.features:
         found.append(launch(sampler._sum, 4))
     return [*found, launch(sampler._draw, 4)]

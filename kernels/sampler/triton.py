@@ -18,89 +18,14 @@ nor the number of rows changes a token.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(math.log2(math.e))
-ONE = tl.constexpr(float(1 << 40))  # the weight of the largest logit
-WAYS = tl.constexpr(16)  # that a launch splits the range of a threshold into: four bits
+from kernels.sampler.filters import LOG2E, ONE, WAYS, filtered, narrow, peak_of, read, relative, temperature_of
+
 CHUNK = 2048  # logits of a program; what is drawn does not depend on the GPU
 LARGEST_VOCABULARY = 1 << 22  # above it sums of weights might not fit into int64
-
-
-@triton.jit
-def _temperature(TEMPERATURE, row):
-    """A row's temperature and whether it is drawn at all.
-
-    The bounds keep infinity times zero away; beyond them a row is as good as greedy or uniform.
-    """
-    t = tl.load(TEMPERATURE + row).to(tl.float32)
-    return tl.minimum(tl.maximum(tl.where(t > 0.0, t, 1.0), 1e-30), 1e30), t > 0.0
-
-
-@triton.jit
-def _read(LOGITS, row, logits_row, i, vocabulary):
-    return tl.load(LOGITS + row * logits_row + i, mask=i < vocabulary, other=-float("inf"))
-
-
-@triton.jit
-def _share(x, peak, t):
-    """Probabilities relative to that of ``peak``; 0 for what is infinite or no number."""
-    x = x.to(tl.float32)
-    return tl.exp2((tl.where(x < float("inf"), x, -float("inf")) - peak) * tl.div_rn(LOG2E, t))
-
-
-@triton.jit
-def _key(x, BITS: tl.constexpr):
-    """Integers of ``BITS`` bits in the order of the logits, the same for both zeros."""
-    if BITS == 16:
-        bits = x.to(tl.int16, bitcast=True).to(tl.int32)
-        largest: tl.constexpr = 0x7FFF
-    else:
-        bits = x.to(tl.int32, bitcast=True)
-        largest: tl.constexpr = 0x7FFFFFFF
-    bits = tl.where(x.to(tl.float32) == 0.0, 0, bits)
-    return bits ^ ((bits >> 31) & largest)
-
-
-@triton.jit
-def _peak(PEAKS, row, chunks, CHUNKS: tl.constexpr):
-    """The largest logit of a row; infinite where the row has no distribution."""
-    c = tl.arange(0, CHUNKS)
-    return tl.max(tl.load(PEAKS + row * chunks + c, mask=c < chunks, other=-float("inf")), 0)
-
-
-@triton.jit
-def _keeps(LIMIT, row, vocabulary, BY_MASS: tl.constexpr):
-    """The row's top-p or top-k, and whether it filters anything."""
-    limit = tl.load(LIMIT + row)
-    if BY_MASS:
-        return limit.to(tl.float64), limit < 1.0
-    else:
-        return limit.to(tl.float64), (limit > 0) & (limit < vocabulary)
-
-
-@triton.jit
-def _found(KEYS, ABOVE, SUMS, row, rows, first, step, limit, BITS: tl.constexpr, BY_MASS: tl.constexpr):
-    """After ``step`` of the search that began at ``first``: the digits found, and what is counted above them all.
-
-    The threshold is the largest key from which on upwards at least the limit is counted.
-    """
-    digit = tl.arange(0, WAYS)
-    at = step * rows + row
-    sums = tl.load(SUMS + at * WAYS + digit)
-    above = tl.load(ABOVE + at)
-    goal = limit
-    if BY_MASS:
-        goal = tl.maximum(limit * tl.load(SUMS + (first * rows + row) * WAYS).to(tl.float64), 1.0)
-    reached = tl.sum(((above + sums).to(tl.float64) >= goal).to(tl.int32), 0)
-    here = tl.maximum(reached - 1, 0)
-    above += tl.sum(tl.where(digit == here + 1, sums, 0), 0)
-    key = tl.load(KEYS + at) + (here << (BITS - 4 - 4 * (step - first)))
-    return key, above, goal
 
 
 @triton.jit
@@ -114,105 +39,20 @@ def _measure(
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     i = chunk * CHUNK + tl.arange(0, CHUNK)
-    t, _ = _temperature(TEMPERATURE, row)
-    x = _read(LOGITS, row, logits_row, i, vocabulary).to(tl.float32)
+    t, _ = temperature_of(TEMPERATURE, row)
+    x = read(LOGITS, row, logits_row, i, vocabulary).to(tl.float32)
     broken = tl.max(((x != x) | (x == float("inf"))).to(tl.int32), 0) > 0
     peak = tl.max(tl.where(x < float("inf"), x, -float("inf")), 0)
     base = tl.where(peak > -float("inf"), peak, 0.0)
-    total = tl.sum((_share(x, base, t) * ONE).to(tl.int64), 0)
+    total = tl.sum((relative(x, base, t) * ONE).to(tl.int64), 0)
     raw = total.to(tl.float32) / ONE
     if t != 1.0:
-        raw = tl.sum(_share(x, base, 1.0), 0)
+        raw = tl.sum(relative(x, base, 1.0), 0)
     at = row * chunks + chunk
     tl.store(PEAKS + at, tl.where(broken, float("inf"), peak))
     tl.store(PLACES + at, tl.min(tl.where(x == peak, i, 2147483647), 0))
     tl.store(RAW + at, raw)
     tl.store(TOTALS + at, total)
-
-
-@triton.jit(do_not_specialize=["step", "rows"])
-def _narrow(
-    LOGITS, TEMPERATURE, TOP_K, TOP_P, PEAKS, KEYS, ABOVE, SUMS, logits_row, vocabulary, chunks, rows, step,
-    HAS_K: tl.constexpr, BY_MASS: tl.constexpr, BITS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """One digit of the threshold of top-k, or ``BY_MASS`` of top-p: what a chunk has at and above each of 16 values.
-
-    Programs of a row add up whole numbers, whose sum does not depend on who comes first.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    t, drawn = _temperature(TEMPERATURE, row)
-    peak = _peak(PEAKS, row, chunks, CHUNKS)
-    first: tl.constexpr = BITS // 4 if BY_MASS and HAS_K else 0
-    if BY_MASS:
-        limit, active = _keeps(TOP_P, row, vocabulary, True)
-    else:
-        limit, active = _keeps(TOP_K, row, vocabulary, False)
-    if active & drawn & (tl.abs(peak) < float("inf")):
-        low = tl.full([], -(1 << (BITS - 1)), tl.int32)
-        above = tl.full([], 0, tl.int64)
-        if step > first:
-            low, above, _ = _found(KEYS, ABOVE, SUMS, row, rows, first, step - 1, limit, BITS, BY_MASS)
-        if chunk == 0:
-            tl.store(KEYS + step * rows + row, low)
-            tl.store(ABOVE + step * rows + row, above)
-        least = low
-        if BY_MASS and HAS_K:
-            k, filters = _keeps(TOP_K, row, vocabulary, False)
-            if filters:
-                kth, _, _ = _found(KEYS, ABOVE, SUMS, row, rows, 0, first - 1, k, BITS, False)
-                least = tl.maximum(low, kth)
-        own = tl.load(PEAKS + row * chunks + chunk)
-        if _key(own.to(LOGITS.dtype.element_ty), BITS) >= least:
-            i = chunk * CHUNK + tl.arange(0, CHUNK)
-            x = _read(LOGITS, row, logits_row, i, vocabulary)
-            key = _key(x, BITS)
-            digit = (key - low).to(tl.uint32, bitcast=True) >> (BITS - 4 - 4 * (step - first)).to(tl.uint32)
-            inside = (key >= least) & (digit < WAYS)  # beyond the vocabulary is -inf, which moves no threshold
-            if tl.max(inside.to(tl.int32), 0) > 0:
-                if BY_MASS:
-                    amount = (_share(x, peak, t) * ONE).to(tl.int64)
-                else:
-                    amount = tl.full([CHUNK], 1, tl.int32)
-                amount = tl.where(inside, amount, 0)
-                way = tl.arange(0, WAYS)
-                sums = tl.sum(tl.where(digit.to(tl.int32)[None, :] >= way[:, None], amount[None, :], 0), 1)
-                tl.atomic_add(SUMS + (step * rows + row) * WAYS + way, sums.to(tl.int64), sem="relaxed")
-
-
-@triton.jit
-def _kept(
-    TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, peak, t, i, row, vocabulary, rows,
-    HAS_K: tl.constexpr, HAS_P: tl.constexpr, HAS_MIN: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    """Weights after the filters, which logits lie on the edge of top-p, and how much weight the edge may have.
-
-    Of equal logits at the edge top-p keeps those that come last in the vocabulary: transformers drops what is first in
-    ascending order, and a stable sort is the only one that means the same everywhere.
-    """
-    share = _share(x, peak, t)
-    kept = i < vocabulary
-    tied = i < 0
-    room = tl.full([], 0.0, tl.float64)
-    key = _key(x, BITS)
-    if HAS_K:
-        k, filters = _keeps(TOP_K, row, vocabulary, False)
-        if filters:
-            kth, _, _ = _found(KEYS, ABOVE, SUMS, row, rows, 0, BITS // 4 - 1, k, BITS, False)
-            kept = kept & (key >= kth)
-    if HAS_P:
-        p, filters = _keeps(TOP_P, row, vocabulary, True)
-        if filters:
-            first: tl.constexpr = BITS // 4 if HAS_K else 0
-            edge, above, goal = _found(KEYS, ABOVE, SUMS, row, rows, first, first + BITS // 4 - 1, p, BITS, True)
-            tied = kept & (key == edge)
-            kept = kept & (key > edge)
-            room = goal - above.to(tl.float64)
-    if HAS_MIN:
-        enough = share >= tl.minimum(tl.load(MIN_P + row).to(tl.float32), 1.0)
-        kept = kept & enough
-        tied = tied & enough
-    return tl.where(kept | tied, (share * ONE).to(tl.int64), 0), kept, tied, room
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -225,12 +65,12 @@ def _sum(
     """What a chunk has left after the filters: the weight beyond the edge of top-p, and how many are on it."""
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
-    t, drawn = _temperature(TEMPERATURE, row)
-    peak = _peak(PEAKS, row, chunks, CHUNKS)
+    t, drawn = temperature_of(TEMPERATURE, row)
+    peak = peak_of(PEAKS, row, chunks, CHUNKS)
     if drawn & (tl.abs(peak) < float("inf")):
         i = chunk * CHUNK + tl.arange(0, CHUNK)
-        x = _read(LOGITS, row, logits_row, i, vocabulary)
-        weight, kept, tied, room = _kept(
+        x = read(LOGITS, row, logits_row, i, vocabulary)
+        weight, kept, tied, room = filtered(
             TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, peak, t, i, row, vocabulary, rows,
             HAS_K, HAS_P, HAS_MIN, BITS,
         )  # fmt: skip
@@ -255,7 +95,7 @@ def _draw(
     c = tl.arange(0, CHUNKS)
     there = c < chunks
     at = row * chunks + c
-    t, drawn = _temperature(TEMPERATURE, row)
+    t, drawn = temperature_of(TEMPERATURE, row)
     peaks = tl.load(PEAKS + at, mask=there, other=-float("inf"))
     peak = tl.max(peaks, 0)
     token = tl.full([], -1, tl.int32)
@@ -285,9 +125,9 @@ def _draw(
             goal -= tl.sum(tl.where(c < chosen, mass, 0.0), 0)
 
             i = chosen * CHUNK + tl.arange(0, CHUNK)
-            x = _read(LOGITS, row, logits_row, i, vocabulary)
+            x = read(LOGITS, row, logits_row, i, vocabulary)
             if HAS_K or HAS_P or HAS_MIN:
-                weight, _, tied, _ = _kept(
+                weight, _, tied, _ = filtered(
                     TOP_K, TOP_P, MIN_P, KEYS, ABOVE, SUMS, x, peak, t, i, row, vocabulary, rows,
                     HAS_K, HAS_P, HAS_MIN, BITS,
                 )  # fmt: skip
@@ -296,12 +136,12 @@ def _draw(
                     weight = tl.where(tied & (rank <= spare), 0, weight)
             else:
                 own = tl.max(tl.where(c == chosen, peaks, -float("inf")), 0)
-                weight = (_share(x, own, t) * ONE).to(tl.int64)
+                weight = (relative(x, own, t) * ONE).to(tl.int64)
             goal = goal / tl.sum(tl.where(c == chosen, scale, 0.0), 0)
             crossed = tl.min(tl.where((tl.cumsum(weight, 0).to(tl.float64) > goal) & (weight > 0), i, 2147483647), 0)
             token = tl.minimum(crossed, tl.max(tl.where(weight > 0, i, 0), 0))
         raw = tl.load(RAW + at, mask=there, other=0.0)
-        raw = tl.sum((raw * _share(peaks, peak, 1.0)).to(tl.float64), 0)
+        raw = tl.sum((raw * relative(peaks, peak, 1.0)).to(tl.float64), 0)
         chosen_logit = tl.load(LOGITS + row * logits_row + token).to(tl.float32)
         logprob = ((chosen_logit - peak).to(tl.float64) - tl.log(raw)).to(tl.float32)
     tl.store(TOKENS + row, token.to(tl.int64))
@@ -361,7 +201,7 @@ def sample(
     shape = (logits.stride(0), vocabulary, chunks)
     _measure[(rows, chunks)](logits, temperature, peaks, places, raw, totals, *shape, CHUNK=CHUNK, num_warps=4)
     for step in range(steps):
-        _narrow[(rows, chunks)](
+        narrow[(rows, chunks)](
             logits, temperature, limits[0], limits[1], peaks, keys, above, sums, *shape, rows, step,
             HAS_K=top_k is not None, BY_MASS=top_k is None or step >= bits // 4, BITS=bits, **size, num_warps=8,
         )  # fmt: skip
