@@ -78,11 +78,11 @@ def percent(share: float | None, low: float | None = None, high: float | None = 
     """
     if share is None or not math.isfinite(share):
         return MISSING
-    text = f"{_tenth(share)} %"
-    return text if low is None or high is None else f"{text} ({_tenth(low)}-{_tenth(high)})"
+    text = f"{tenth_of_percent(share)} %"
+    return text if low is None or high is None else f"{text} ({tenth_of_percent(low)}-{tenth_of_percent(high)})"
 
 
-def _tenth(share: float) -> str:
+def tenth_of_percent(share: float) -> str:
     """Percent with one decimal, halves up as tables in the browser round them: 20 of 64 is 31.3, not 31.2."""
     return f"{math.floor(1000 * share + 0.5) / 10:.1f}"
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis.format import tenth_of_percent
 from lab.family import RUNS
 from spec.run_spec import RunSpec
 from store import Store, open_store
@@ -50,7 +51,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> st
 
 def percent(share: float) -> str:
     """A share of one without its sign, as the columns' heads have it."""
-    return f"{100 * share:.1f}"
+    return tenth_of_percent(share)
 
 
 def with_interval(share: float, low: float, high: float) -> str:
