@@ -62,6 +62,11 @@ def available_bytes(device: torch.device) -> int:
 
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return main_memory_bytes()
+
+
+def main_memory_bytes() -> int:
+    """Main memory that can still be taken, within the container's limit, if it has one."""
     import psutil
 
     return min(psutil.virtual_memory().available, _container_bytes())

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from engine.catalog import ModelRef, resolve_model, resolve_reward
+from engine.devices import main_memory_bytes
 from engine.measure.hardware import cores, gpus
 from engine.sizes import BYTES, ModelSizes
 from spec.choices import Backend, Batching, Caching, Dtype, KvDtype, PromptStyle
@@ -128,13 +129,11 @@ def predict(
     return Estimate(weights, kv, needed, available, fit, seconds, tokens, basis)
 
 
-def memory_of(on_gpu: bool) -> int:
+def memory_of(on_gpu: bool, index: int = 0) -> int:
     """Bytes that a run could take on this machine: nearly all of a GPU's memory, or what main memory has free."""
     if on_gpu:
-        return int(gpus()[0]["memory_gib"] * 2**30 * GPU_SHARE)
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+        return int(gpus()[index]["memory_gib"] * 2**30 * GPU_SHARE)
+    return main_memory_bytes()
 
 
 def default_rates(on_gpu: bool) -> Rates:

@@ -1,5 +1,7 @@
 """CUDA graphs on a GPU, or on the simulated one: what is recorded, what cannot be, what is left where one breaks."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,19 @@ import torch
 from engine.decoding.requests import Draft
 from engine.laboratory.timing import time_calls
 from engine.recording import Recorder, Unrecordable
+from engine.runtime import attention
+from engine.runtime import forest as forests
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BlockPool
 from engine.runtime.drafting import LookupDrafter, ModelDrafter
-from engine.runtime.graphs import Graphs
+from engine.runtime.graphs import Decoding, Graphs
 from engine.runtime.module_runner import ModuleRunner
 from engine.runtime.support import runner_for
 from engine.runtime.way import Way
 from engine.sampling import Sampling
 from kernels.decode import triton as decode_kernel
+from kernels.forest import triton as forest_kernel
+from kernels.forest.plan import plan
 from spec.choices import Attention, Fusion
 from tests.batches import PLAIN, batcher, causal, drain, greedy, ids, row, text
 
@@ -172,6 +178,84 @@ def test_a_check_that_does_not_fit_runs_as_a_piece_of_a_prompt_does(refused, mon
         made.close()
     assert ids(found) == [greedy(target, text(4) * 3, 9)]
     assert found[0].drafted
+
+
+def test_a_check_that_does_not_fit_where_steps_are_recorded_as_they_come(monkeypatch):
+    """Attention in plain PyTorch takes longer for wider tables, so there steps of each width are recorded."""
+    gathered = attention.gathered
+
+    def small(q, kv, layer, step, *rest):
+        if isinstance(step, Decoding) and step.new > 1:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return gathered(q, kv, layer, step, *rest)
+
+    monkeypatch.setattr(attention, "gathered", small)
+    target = causal("llama").to(GPU)
+    made = batcher(target, batch_size=2, blocks=20, way=PLAIN, drafter=LookupDrafter())
+    made.runner.allocate(20, 2, 60, 5)
+    try:
+        found = drain(made, [row(text(4) * 3, 9, draft=Draft(None, 4, 3))])
+        assert made.runner.name.endswith(", CUDA graphs")
+    finally:
+        made.close()
+    assert ids(found) == [greedy(target, text(4) * 3, 9)]
+    assert found[0].drafted
+
+
+@pytest.fixture
+def short_prefixes(monkeypatch):
+    """Few keys and few sequences are worth reading together."""
+    monkeypatch.setattr(forests, "plan", functools.partial(plan, least_keys=16, least_sequences=2))
+
+
+CONTEXTS = (text(33), text(33), text(60))
+CASCADE = Way(Attention.CASCADE, Fusion.OFF)
+
+
+@pytest.mark.usefixtures("short_prefixes")
+def test_prefixes_that_a_gpu_cannot_read_together_are_read_by_each_beside_prompts_too(monkeypatch):
+    def refuse(*_, **__):
+        raise REFUSED("out of resource: shared memory")
+
+    monkeypatch.setattr(forest_kernel, "forest", refuse)
+    found, name = mixed()
+    assert "prefixes read by each after all: out of resource" in name
+    assert ids(found) == [greedy(causal("llama").to(GPU), c, 6) for c in CONTEXTS]
+
+
+@pytest.mark.usefixtures("short_prefixes")
+def test_a_plan_outlasts_the_steps_that_feed_prompts_beside_it(monkeypatch):
+    plans, steps = [], []
+    made, run = forests.plan, ModuleRunner._run
+    monkeypatch.setattr(forests, "plan", lambda *given: plans.append(given[2].sequences) or made(*given))
+    monkeypatch.setattr(ModuleRunner, "_run", lambda *given, **how: steps.append(given[2].m) or run(*given, **how))
+    mixed()
+    assert len(steps) > 4, "too few steps fed prompts"
+    assert plans.count(2) <= 4, "each step was planned anew"
+
+
+def mixed():
+    """Two sequences that share keys and write while a long prompt is fed, 8 tokens a step."""
+    made = batcher(causal("llama").to(GPU), batch_size=3, blocks=40, budget=10, way=CASCADE)
+    made.runner.allocate(40, 3, 120, 1)
+    try:
+        return drain(made, [row(c, 6, order=(i,)) for i, c in enumerate(CONTEXTS)]), made.runner.name
+    finally:
+        made.close()
+
+
+def test_models_that_look_for_padding_are_recorded():
+    """transformers warns of it, and to look it waits for the GPU. Our batches have none."""
+    model = causal("gpt2").to(GPU)
+    model.config.pad_token_id = 0
+    made = batcher(model, batch_size=2, blocks=12, way=PLAIN)
+    try:
+        found = drain(made, [row(text(9), 4)])
+        assert "no CUDA graphs" not in made.runner.name
+    finally:
+        made.close()
+    assert ids(found) == [greedy(model, text(9), 4)]
+    assert not [m for m in model.modules() if "warn_if_padding_and_no_attention_mask" in vars(m)]
 
 
 @pytest.mark.parametrize("new", [1, 5])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from dataclasses import replace
 from itertools import count
 
@@ -385,14 +386,41 @@ def test_a_side_that_fails_is_a_row_and_the_others_go_on(monkeypatch, run, words
     assert rows["eager"].status is KernelStatus.MEASURED
 
 
+def test_what_the_inputs_take_is_not_counted_twice(monkeypatch):
+    """From the first implementation on they are there, and are no longer free memory."""
+    opened, open_ = [], bench.Bench.open
+    monkeypatch.setattr(bench.Bench, "open", lambda self: opened.append(self) or open_(self))
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda *_: 0 if opened else 10**12)
+    rows = measured(small("decode"))
+    assert opened
+    sides = ("eager", "sdpa", "sdpa-math")
+    assert [rows[name].status for name in sides] == [KernelStatus.MEASURED] * len(sides)
+
+
+def test_an_error_that_is_no_number_fails_one_row(monkeypatch):
+    errors = iter((math.nan, 0.0))
+    monkeypatch.setitem(OPS, "sampler", replace(OPS["sampler"], error=lambda *_: next(errors, 0.0)))
+    first, second = bench.measure(
+        [small("sampler"), small("sampler")], CPU, sides=["eager"], budget_s=0.01, with_compiled=False
+    )
+    assert (first.status, second.status) == (KernelStatus.FAILED, KernelStatus.MEASURED)
+    assert "not finite" in first.note
+
+
+def test_a_vocabulary_of_one_token_leaves_nothing_to_draw():
+    """Its log-probability is zero, of which there is no relative error."""
+    with pytest.raises(SpecError, match="from 2 to"):
+        make_case("sampler", vocabulary=1)
+
+
 def test_what_does_not_fit_into_memory_is_not_tried(monkeypatch):
     case = small("decode")
-    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: case.memory() - 1)
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda *_: case.memory() - 1)
     rows = measured(case)
     assert {r.status for r in rows.values()} == {KernelStatus.CANNOT}
     assert "are free" in rows["eager"].note
     assert "NVIDIA" in rows["triton"].note, "what no memory would help comes first"
-    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: case.memory())
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda *_: case.memory())
     rows = measured(case)
     assert rows["sdpa"].status is KernelStatus.MEASURED
     assert rows["sdpa"].torch_error is None, "not even for the error may it be tried"

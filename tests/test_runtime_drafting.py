@@ -60,6 +60,18 @@ def test_what_is_taken_has_the_models_own_distribution(certain, sampling):
             assert abs(chi_square(seconds, p[1].tolist())) < 4
 
 
+def test_single_tokens_stand_before_guesses_and_pieces_of_prompts():
+    """Kernels that attend a step's single tokens apart take those at its beginning."""
+    made = batcher(TARGET, batch_size=3, budget=12, blocks=20, drafter=LookupDrafter())
+    made.runner.seen.clear()
+    drain(made, [row(text(4) * 2, 9, (0,), draft=Draft(None, 3, 2)), row(text(3), 9, (1,)), row(text(40), 2, (2,))])
+    starts = [np.flatnonzero(np.diff(b.slots, prepend=-1)) for b in made.runner.seen]
+    lengths = [np.diff(np.append(first, b.m)) for first, b in zip(starts, made.runner.seen, strict=True)]
+    mixed = [n for n in lengths if 1 in n and n.max() > 1]
+    assert mixed
+    assert all((np.diff((n > 1).astype(int)) >= 0).all() for n in mixed)
+
+
 def test_a_guess_that_is_always_right_is_always_taken():
     p = distribution(LOGITS, Sampling(), [[0]] * 3).softmax(-1, dtype=torch.float64)
     rng = np.random.default_rng(0)

@@ -122,7 +122,7 @@ def test_a_click_starts_what_the_form_says(monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 2 * 10**9)
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda *_: 2 * 10**9)
     at = visit("kernels")
     assert not button(at, "Measure").disabled
     at.number_input(key="kn_decode_context").set_value(1_000_000).run()
@@ -132,12 +132,12 @@ def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
 
 
 def test_a_long_call_makes_a_long_promise(monkeypatch):
-    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 10**13)
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda *_: 10**13)
     at = visit("kernels", op="prefill")
     assert "about 20 s" in button(at, "Measure").help
     at.number_input(key="kn_prefill_new").set_value(100_000).run()
     assert " h " in button(at, "Measure").help.replace(".", " ")
-    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda on_gpu: 10**10)
+    monkeypatch.setattr("engine.laboratory.cases.memory_of", lambda *_: 10**10)
     at.run()
     assert {box.label: box.disabled for box in at.checkbox}["PyTorch, eager"]
     assert not {box.label: box.disabled for box in at.checkbox}["SDPA"]

@@ -131,10 +131,12 @@ def short_of_memory(case: Case, device: Device, side: Side | None = None) -> str
     """
     if device.on_gpu and not gpus():  # one that only a test has
         return None
-    needed, free = case.memory() + (side.memory(case) if side else 0), memory_of(device.on_gpu)
-    if needed <= free:
+    index = int(device.name.partition(":")[2] or 0)
+    needed, room = case.memory() + (side.memory(case) if side else 0), memory_of(device.on_gpu, index)
+    if needed <= room:
         return None
-    return f"it takes {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+    has = f"the GPU has room for {room / 1e9:.3g}" if device.on_gpu else f"{room / 1e9:.3g} GB are free"
+    return f"it takes {needed / 1e9:.3g} GB of memory, and {has}"
 
 
 def refusal(case: Case, device: Device, side: Side) -> str | None:

@@ -104,14 +104,16 @@ def _case(
         flops=cost.flops,
         **limits,
     )
-    bench = Bench(op, case, torch.device(device.name), seed, refusal(case, device, op.side(op.baseline)) is None)
+    # Asked of all sides beforehand: from the first one on the inputs are there, and are no longer free memory.
+    reasons = {side.name: refusal(case, device, side) for side in (*sides, op.side(op.baseline))}
+    bench = Bench(op, case, torch.device(device.name), seed, reasons[op.baseline] is None)
     for side in sides:
         if stop():
             return
         row = replace(blank, side=side.name, measured=time.time())
         if with_compiled and side.name == "triton" and compiled.reason() is None:
             row = replace(row, compiled=tuple(compiled.facts(case)))
-        reason = refusal(case, device, side)
+        reason = reasons[side.name]
         yield replace(row, note=reason) if reason else _side(row, bench, side, budget_s)
     bench.close()
 
@@ -202,16 +204,19 @@ class Bench:
                 raise ValueError(f"a result of shape {tuple(one.shape)} where the reference has {tuple(other.shape)}")
             wrong += float((one.double() - other).square().sum())
             right += float(other.double().square().sum())
+        error = math.sqrt(wrong / right) if right else math.sqrt(wrong)
         if self.op.error is not None:
-            return self.op.error(self.case, self._copies[0], self._rows, found, self._reference)
-        return math.sqrt(wrong / right) if right else math.sqrt(wrong)
+            error = self.op.error(self.case, self._copies[0], self._rows, found, self._reference)
+        if not math.isfinite(error):
+            raise NotFiniteError("its error is not finite: the reference is zero")
+        return error
 
     def torch_error(self) -> float | None:
         """The error of the operation's plain PyTorch side; None where that fails here or was refused."""
         if self._torch_error is None and self.has_baseline:
             try:
                 self._torch_error = self.error(self.op.side(self.op.baseline))
-            except RuntimeError:  # e.g. out of memory, which others need not be
+            except (RuntimeError, NotFiniteError):  # e.g. out of memory, which others need not be
                 return None
         return self._torch_error
 

@@ -198,7 +198,7 @@ OP = Op(
     help=f"The next token of each row of logits at temperature {TEMPERATURE}, and its log-probability.",
     fields=(
         Field("rows", "Rows", "Rows: the tokens of a step, or sequences that are sampled.", 8, 64, high=2**14),
-        Field("vocabulary", "Vocabulary", "Logits of a row.", 32_768, 128_256, high=2**21, model="vocabulary"),
+        Field("vocabulary", "Vocabulary", "Logits of a row.", 32_768, 128_256, low=2, high=2**21, model="vocabulary"),
     ),
     features=(TOP_K, TOP_P, MIN_P),
     rows=lambda case: case["rows"],

@@ -124,8 +124,9 @@ class Batcher:
     def _lay_out(self) -> list[list[Work]]:
         """What the step processes, with blocks for all of it: writers first, then prompts as far as the budget goes.
 
-        Each list is a forward pass: those that may leave the model early go by themselves, and where the runner pads to
-        the longest piece, those that write go before the others.
+        Single tokens stand before guesses and pieces of prompts, for some kernels attend them apart. Each list is a
+        forward pass: those that may leave the model early go by themselves, and where the runner pads to the longest
+        piece, those that write go before the others.
         """
         budget, work = self._plan.budget, list[Work]()
         for sequence in sorted(self._running.sequences, key=_left):
@@ -140,7 +141,7 @@ class Batcher:
                 exits = sequence.row.exit is not None and sequence.computed >= len(sequence.row.context)
                 work.append(Work(sequence, tokens, end, exits))
                 budget -= len(tokens)
-        work = [w for w in work if w.sequence.slot >= 0]
+        work = sorted((w for w in work if w.sequence.slot >= 0), key=lambda w: len(w.tokens) > 1)
         early, rest = [w for w in work if w.exits], [w for w in work if not w.exits]
         if self._runner.pads:
             parts = [[w for w in rest if len(w.tokens) == 1], [w for w in rest if len(w.tokens) > 1], early]

@@ -141,13 +141,16 @@ class Graphs:
             return len(counts), 1
         return (len(counts), self._new) if most <= self._new else None
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Scores [wanted, vocabulary] of a batch that it ``serves``, valid until the next call."""
-        width = self._width or max(LEAST_WIDTH, padded(int(batch.positions.max()) // BLOCK + 1))
-        n, new = self._rows(batch) or (0, 0)
-        key = padded(n), new, width, new == 1 and self._shares(batch)
-        if key not in self._steps:
-            self._steps[key] = self._record(*key)
+    def logits(self, batch: Batch) -> torch.Tensor | None:
+        """Scores [wanted, vocabulary] of a batch that it ``serves``, valid until the next call.
+
+        None where its step turns out not to fit, which ``serves`` knows from then on.
+        """
+        while (key := self._key(batch)) is not None and key not in self._steps:
+            self._prepare(key)
+        if key is None:
+            return None
+        new = key[1]
         step, graph, scores = self._steps[key]
         step.fill(batch)
         if graph is None or scores is None:
@@ -158,6 +161,13 @@ class Graphs:
         if new == 1 and len(batch.wanted) == batch.m:
             return scores[: batch.m]
         return scores[step.chosen[: len(batch.wanted)]]
+
+    def _key(self, batch: Batch) -> Key | None:
+        if (rows := self._rows(batch)) is None:
+            return None
+        width = self._width or max(LEAST_WIDTH, padded(int(batch.positions.max()) // BLOCK + 1))
+        n, new = rows
+        return padded(n), new, width, new == 1 and self._shares(batch)
 
     def _shares(self, batch: Batch) -> bool:
         """Whether the step's sequences read keys together, which is planned here."""
@@ -187,6 +197,7 @@ class Graphs:
                     self._prepare((size, new, self._width, shares))
 
     def _prepare(self, key: Key) -> None:
+        """Record a step, or give up its kind where that does not fit."""
         _, new, _, shares = key
         try:
             self._steps[key] = self._record(*key)

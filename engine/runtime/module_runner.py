@@ -62,6 +62,7 @@ class ModuleRunner:
         self._fixed = fixed or (device.type == "cuda" and way.graphs is not Recording.OFF)
         self._graphs: Graphs | None = None
         self._kv: KvCache | None = None
+        self._forests: dict[int, Forest] = {}  # of steps that are not recorded, by how many sequences write
         self.instead_of: str | None = None
         parameters = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in parameters
@@ -73,6 +74,10 @@ class ModuleRunner:
         self._attended = [m for m in model.modules() if hasattr(m, "layer_idx")]
         for module in self._attended:
             module.isoquant_step = self._step
+        # Some models look for padding in each step's tokens, for which a GPU is waited for. Here there is none.
+        self._warning = [m for m in model.modules() if hasattr(m, "warn_if_padding_and_no_attention_mask")]
+        for module in self._warning:
+            module.warn_if_padding_and_no_attention_mask = _silent
         self._fused = Fused(model, self._step) if way.fusion is Fusion.KERNELS else None
 
     @property
@@ -98,6 +103,7 @@ class ModuleRunner:
         """See Runner."""
         reason = self._graphs.reason if self._graphs is not None else None
         self._kv = self._graphs = None
+        self._forests.clear()
         self._kv = KvCache(self._shapes, count + self._fixed, self._kv_type, self._device, rowwise=self._triton)
         if self._fixed:
             width = -(-longest // BLOCK) if self._triton and longest is not None else None
@@ -124,7 +130,9 @@ class ModuleRunner:
     def logits(self, batch: Batch) -> torch.Tensor:
         """See Runner."""
         if self._graphs is not None and self._graphs.serves(batch):
-            return self._graphs.logits(batch)
+            scores = self._graphs.logits(batch)
+            if scores is not None:
+                return scores
         wanted = torch.from_numpy(batch.wanted.astype("int64")).to(self._device)
         keep = {"logits_to_keep": wanted} if self._keeps else {}
         logits = self._run(self._model, batch, **keep).logits[0]
@@ -141,6 +149,12 @@ class ModuleRunner:
         states: torch.Tensor = self._run(self._model.base_model, batch).last_hidden_state[0]
         return states[wanted]
 
+    @property
+    def _shares(self) -> bool:
+        """Whether keys may be read together: it was asked for, and the GPU was not found to refuse the kernel."""
+        refused = self._graphs is not None and self._graphs.unshared is not None
+        return self._way.attention is Attention.CASCADE and not refused
+
     def _forest(self, n: int) -> Forest:
         heads = int(self._model.config.get_text_config().num_attention_heads)
         kinds = dict.fromkeys((heads, s.heads, max(s.key_dim, s.value_dim)) for s in self._shapes)
@@ -148,10 +162,11 @@ class ModuleRunner:
 
     def _run(self, model: Any, batch: Batch, **more: Any) -> Any:
         ragged = batch.on(self._device)
-        if self._way.attention is Attention.CASCADE and (n := ragged.singles) > 1:
-            forest = self._forest(n)
-            if forest.update(batch.tables[batch.slots[:n]], batch.positions[:n] + 1):
-                ragged.forest = forest
+        if self._shares and (n := ragged.singles) > 1:
+            if n not in self._forests:
+                self._forests[n] = self._forest(n)
+            if self._forests[n].update(batch.tables[batch.slots[:n]], batch.positions[:n] + 1):
+                ragged.forest = self._forests[n]
         tokens = torch.from_numpy(batch.tokens.astype("int64")).to(self._device)
         return self._forward(model, tokens, ragged, batch if self._native else None, **more)
 
@@ -179,6 +194,13 @@ class ModuleRunner:
         self._kv = self._graphs = None
         if self._fused is not None:
             self._fused.close()
+        self._forests.clear()
         for module in self._attended:
             del module.isoquant_step
+        for module in self._warning:
+            del module.warn_if_padding_and_no_attention_mask
         self._model.set_attn_implementation(self._before)
+
+
+def _silent(*_: Any) -> None:
+    """What models of transformers call to warn of padding."""

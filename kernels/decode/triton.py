@@ -28,7 +28,7 @@ def _attend(
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One split of one sequence's keys for one key/value head. Scores are in base 2: ``scale`` holds log2(e)."""
-    b = tl.program_id(0)
+    b = tl.program_id(0).to(tl.int64)
     kv = tl.program_id(1)
     split = tl.program_id(2)
     length = tl.load(LENGTHS + b)
@@ -105,7 +105,7 @@ def _combine(
     DV: tl.constexpr, DV_PAD: tl.constexpr, SPLITS: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """The splits of one row, weighted by what each of them summed up to."""
-    b = tl.program_id(0)
+    b = tl.program_id(0).to(tl.int64)
     kv = tl.program_id(1)
     r = tl.program_id(2)
     head = kv * GROUP + r % GROUP
