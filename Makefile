@@ -43,10 +43,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 chromium:
 	@bash scripts/chromium.sh
 
-train: install  ## Train the lab models from nothing (about two hours on two cores)
+train: install  ## Train the lab models from nothing (about an hour on two cores)
 	$(BIN)/python -m lab.train --all $(ARGS)
 
-# Any Python whose torch sees the GPU will do; nothing is installed.
+# Any Python whose torch sees the GPU and that has the packages of requirements-dev.txt; nothing is installed.
 GPU_PYTHON ?= $(shell $(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2>/dev/null && echo $(BIN)/python || echo $(PYTHON))
 gpu-check:  ## On a machine with an NVIDIA GPU: correctness, then benchmark tables
 	$(GPU_PYTHON) -m bench.gpu_check $(ARGS)

@@ -75,7 +75,10 @@ _MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A finished run, as its row in the store tells it. ``costs``: per problem, those that are known."""
+    """A finished run, as its row in the store tells it.
+
+    ``costs``: per problem, those that are known. ``ways``: how it ran, where that may change answers or what they cost.
+    """
 
     run_id: str
     model: str
@@ -87,6 +90,7 @@ class Measured:
     low: float
     high: float
     costs: Mapping[Cost, float]
+    ways: tuple[str, ...] = ()
 
     def point(self, cost: Cost) -> Point | None:
         """The run as a point; None where its cost is not known."""
@@ -162,8 +166,8 @@ def lines(runs: Sequence[Measured]) -> list[Line]:
 
 
 def _variant(run: Measured) -> tuple[str, ...]:
-    """What must be equal for two runs of a model and a strategy to lie on one line: precision and parameters."""
-    return (run.weights, *(f"{name}={value}" for name, value in _values(run.strategy, budget=False)))
+    """What must be equal for two runs of a model and a strategy to lie on one line: precision, ways and parameters."""
+    return (run.weights, *run.ways, *(f"{name}={value}" for name, value in _values(run.strategy, budget=False)))
 
 
 def _budget(strategy: Strategy) -> tuple[float, ...]:

@@ -31,6 +31,7 @@ from spec.strategy import Greedy
 
 RANDOM_WEIGHTS = "the model has random weights, so its answers mean nothing"
 IN_FP32 = "On ONNX Runtime, a model saved in a shorter number format runs in fp32 unless fp16 is asked for."
+NOT_COMPARED = "an ONNX export is not compared with the model that it was made from"
 WARM = "The model was still loaded from an earlier run; the load time is that of then."
 
 
@@ -79,9 +80,10 @@ class Setup:
         return EnergyMeter(NoSource(EnergyReason.ELSEWHERE)) if self.server else energy_meter(self.device)
 
     def lacking(self) -> dict[str, str]:
-        """Why measures are missing that only this machine's own models have."""
+        """Why measures are missing that only this machine's own models have, or only models that were prepared."""
         if self.server is None:
-            return {}
+            unprepared = bool(self.spec.compression) and self.loaded.artifact is None
+            return dict.fromkeys(("logit_kl", "top1_agreement"), NOT_COMPARED) if unprepared else {}
         names = ["weights_bytes", "peak_memory_bytes", "process_rss_bytes", "kv_bytes_peak", "load_s"]
         names += [] if self.server.counts else ["tokens_prompt"]
         names += [] if self.server.counts_cached else ["tokens_cached"]

@@ -26,9 +26,9 @@ PRUNED = "prune:structure=neurons,method=activation,level=0.25"
 RECIPES = {
     "bf16": "",
     "int8": "int8",
-    "mixed, 6 bits": "mixed:size=6,rounding=gptq",
+    "mixed, 6 bits, GPTQ": "mixed:size=6,rounding=gptq",
     "nf4": "nf4",
-    "int4": "int4:rounding=gptq",
+    "int4, GPTQ": "int4:rounding=gptq",
     "int4, trained": f"qat:{TRAINING}+int4",
     "3/4 of the neurons": PRUNED,
     "3/4 of the neurons, trained": f"{PRUNED}+recover:{TRAINING}",

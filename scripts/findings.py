@@ -81,8 +81,8 @@ class Measured:
         return float(found)
 
     def cost(self, name: str) -> float:
-        """Compute of one problem, in floating-point operations."""
-        return sum(s.costs[name] for s in self.sketches) / len(self.sketches)
+        """Compute of one problem that was asked, in floating-point operations; those without an answer cost too."""
+        return self.value(name) / self.value("n_problems")
 
 
 class Results:

@@ -233,6 +233,19 @@ def test_what_differs_otherwise_makes_lines_of_their_own_named_by_the_difference
     ]
 
 
+def test_ways_that_change_answers_or_costs_are_told_apart():
+    zero, few, half = (
+        dataclasses.replace(run(Greedy()), ways=ways)
+        for ways in (("isoquant", "zero-shot"), ("isoquant", "few-shot"), ("transformers", "few-shot"))
+    )
+    assert [line.name for line in lines([zero, few, half])] == [
+        "lab-s · greedy · isoquant, few-shot",
+        "lab-s · greedy · isoquant, zero-shot",
+        "lab-s · greedy · transformers, few-shot",
+    ]
+    assert [line.name for line in lines([zero])] == ["lab-s · greedy"]
+
+
 def test_of_equal_runs_the_newest_of_the_largest_stands_for_all():
     some = [run(Rebase(n=8), created=c, run_id=f"r{c}") for c in (1, 3, 2)]
     assert [r.run_id for r in lines(some)[0].runs] == ["r3"]

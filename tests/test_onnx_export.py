@@ -170,6 +170,15 @@ def test_fp16(exported):
     assert all(e.ids for e in extend(OnnxBackend(onnx, 64), rows_of(loaded)))
 
 
+def test_a_run_of_a_recipe_says_that_nothing_was_compared(exported, monkeypatch):
+    loaded, onnx = exported()
+    monkeypatch.setenv("ISOQUANT_HOME", str(onnx.model.artifact.folder.parents[1]))
+    runtime = Runtime(backend="onnxruntime", device="cpu", batch_size=3)
+    spec = RunSpec(loaded.name, Precision("fp32"), runtime, compression=parse_recipe("int8"))
+    for name in ("logit_kl", "top1_agreement"):
+        assert "ONNX export is not compared" in execute(spec, task=LetterTask()).reasons[name]
+
+
 def test_a_run_and_a_text_end_to_end(exported, tmp_path, monkeypatch):
     loaded, onnx = exported()
     monkeypatch.setenv("ISOQUANT_HOME", str(onnx.model.artifact.folder.parents[1]))

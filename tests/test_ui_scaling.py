@@ -13,7 +13,7 @@ from synthetic import HARDWARE, OTHER, answered, fill_many, fill_scaling, result
 from analysis.lines import Cost, Line, Measured
 from analysis.published import POINTS
 from analysis.scaling import Point
-from spec.run_spec import RunSpec, TaskSpec
+from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import Greedy, Majority, parse_strategy
 from store import Store, open_store
 from ui import data, scaling_chart, scaling_lines, scaling_page
@@ -230,6 +230,24 @@ def test_a_hundred_configurations_of_one_are_one_point(empty):
         assert selected.runs > 280
         assert sum(len(line.runs) for line in selected.lines) <= 24 * 5
         assert not selected.mixed_hardware
+
+
+def test_the_same_model_prompted_or_run_in_another_way_is_another_line(empty):
+    """A few-shot run has other answers than a zero-shot one, and a back end takes its own time."""
+    with open_store() as store:
+        for way in ({}, {"prompt_style": "few-shot"}, {"backend": "transformers"}, {"kv_cache": "int8"}):
+            runtime = Runtime(**{k: v for k, v in way.items() if k == "backend"})
+            precision = Precision(**{k: v for k, v in way.items() if k == "kv_cache"})
+            task = TaskSpec(limit=10, **{k: v for k, v in way.items() if k == "prompt_style"})
+            spec = RunSpec("lab-s", precision, runtime, Greedy(), task)
+            store.runs.save(spec, result(spec, random.Random(0), n=10))
+        names = {line.variant for line in shown(store)[0].lines}
+    assert names == {
+        "isoquant, zero-shot, auto cache",
+        "isoquant, few-shot, auto cache",
+        "transformers, zero-shot, auto cache",
+        "isoquant, zero-shot, int8 cache",
+    }
 
 
 def test_a_strategy_that_nobody_knows_any_more_is_left_out(store):

@@ -18,7 +18,9 @@ from ui.frontier import Choice, choices, grouped
 from ui.scaling_view import ScalingView
 from ui.view import EVERYTHING
 
-TEXTS = ("model", "precision", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method")
+# What lines are told apart by besides, and in which words.
+WAYS = {"backend": "{}", "prompt_style": "{}", "kv_cache": "{} cache"}
+TEXTS = ("model", "precision", "strategy", "strategy_text", "task", "split", "hardware_id", "energy_method", *WAYS)
 NUMBERS = (
     "accuracy",
     "created",
@@ -37,7 +39,7 @@ NUMBERS = (
 )
 MAX_LINES = 24
 MAX_ANSWERS = 20_000  # read for curves; a second or two for each ten thousand, the first time
-ALIKE = ("task", "split", "hardware_id", "model", "precision", "strategy_text")
+ALIKE = ("task", "split", "hardware_id", "model", "precision", "strategy_text", *WAYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def measured(row: dict[str, Any]) -> Measured | None:
         accuracy if low is None else float(low),
         accuracy if high is None else float(high),
         costs_of(values),
+        tuple(words.format(row[name]) for name, words in WAYS.items()),
     )
 
 

@@ -40,7 +40,7 @@ class Whole:
 
 
 def beam(question: Question, strategy: Beam) -> Search:
-    """The most likely whole that holds an answer."""
+    """The most likely finished hypothesis that holds an answer."""
     width, tree = strategy.width, BeamTree()
     beams, wholes = [Beginning()], list[Whole]()
     for length in range(1, _longest(question) + 1):

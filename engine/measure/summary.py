@@ -281,9 +281,9 @@ def _energy(sheet: Sheet, record: RunRecord, notes: list[str]) -> None:
 
 def _compression(sheet: Sheet, record: RunRecord) -> None:
     found = record.compressed or {}
-    reason = record.no_accuracy or ("the model is not compressed" if record.compressed is None else NOT_TOLD)
+    otherwise = "the model is not compressed" if record.compressed is None else NOT_TOLD
     for name in ("logit_kl", "top1_agreement"):
-        sheet.put(name, found.get(name), reason)
+        sheet.put(name, found.get(name), record.no_accuracy or record.missing.get(name, otherwise))
 
 
 def _memory(sheet: Sheet, record: RunRecord) -> None:

@@ -53,12 +53,12 @@ class Beam(Strategy):
     """Beam search over tokens, as transformers 5 does it with ``early_stopping=False``."""
 
     name: ClassVar[str] = "beam"
-    summary: ClassVar[str] = "Keep the most likely beginnings, token by token, and answer with the most likely whole."
+    summary: ClassVar[str] = "Keep the most likely hypotheses, token by token, and answer with the best finished one."
     asks_tokens: ClassVar[bool] = True
     source: ClassVar[str] = "Sutskever et al. 2014, arXiv 1409.3215; length penalty: Wu et al. 2016, arXiv 1609.08144"
-    width: int = parameter(4, low=1, high=64, help="How many beginnings are kept.")
+    width: int = parameter(4, low=1, high=64, help="How many hypotheses are kept.")
     length_penalty: float = parameter(
-        1.0, low=-2.0, high=5.0, help="A whole is ranked by its log-probability over length to this power."
+        1.0, low=-2.0, high=5.0, help="A finished one is ranked by its log-probability over length to this power."
     )
 
     @property
