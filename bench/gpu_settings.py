@@ -23,10 +23,11 @@ from unittest import mock
 import torch
 
 from bench.gpu_kernels import LLAMA, QWEN
-from engine.laboratory import timing
 from engine.laboratory.cases import OPS, Case, make_case
 from engine.laboratory.measure import words_of
+from engine.measure import timing
 from engine.measure.hardware import fingerprint
+from engine.runtime import vectors
 
 STAGES = (None, 2, 3, 5, 7)  # None: as chosen
 SPLITS = (None, 1, 2, 4, 8, 16, 32)
@@ -106,6 +107,35 @@ def _case(case: Case, budget_s: float, out: Path | None) -> int:
     return failed
 
 
+def single_rows(device: torch.device) -> None:
+    """Print what our kernel for a single row takes beside PyTorch's product, for the matrices of Llama 3.1 8B."""
+    for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
+        copies = timing.copies_for(2 * n * k, device)
+        weights = [torch.randn(n, k, device=device, dtype=torch.bfloat16) for _ in range(copies)]
+        try:
+            chosen = vectors.choose([Dense(weight) for weight in weights], device)
+        except Exception as error:  # e.g. out of memory
+            print(f"one row times {n} x {k}: {words_of(error)}", flush=True)
+            continue
+        for shape, rows in chosen.rows.items():
+            what = f"our kernel, {rows} rows" if rows else "PyTorch"
+            print(f"one row times {shape}: {what}, {chosen.shares[shape]:.2f} of PyTorch's time", flush=True)
+
+
+class Dense:
+    """A product over a weight [n, k] in bf16, for ``vectors.choose``."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.rows = 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [1, k] -> [1, n]."""
+        from kernels.linear.dense import vector
+
+        return vector(x, self.weight, rows=self.rows) if self.rows else torch.nn.functional.linear(x, self.weight)
+
+
 def main() -> int:
     """Sweep the usual cases. A setting that fails is a line, for none but the chosen one has to run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -113,6 +143,8 @@ def main() -> int:
     options = parser.parse_args()
     cases = [make_case(op, "bf16", features=features, on_gpu=True, **shape) for op, shape, features in CASES]
     sweep(cases, out=options.out)
+    with torch.inference_mode():
+        single_rows(torch.device("cuda", 0))
     return 0
 
 

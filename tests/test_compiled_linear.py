@@ -8,7 +8,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from kernels.compiled import compile_for
-from kernels.linear import launching, mixed
+from kernels.linear import dense, launching, mixed
 from kernels.linear import triton as linear
 from kernels.linear.weight import Kind
 from tests.exhaustive import rare
@@ -106,6 +106,15 @@ def test_the_dequantized_weight(kind, group, zeros):
     how = launching.constants(kind, group, bool(zeros)) | {"BC": 128, "UPCAST": False}
     made = compiled(linear._dequantize, types(kind, group, "bf16"), how, 90, warps=4)
     assert made.count("STG.E.128") > 0
+
+
+@pytest.mark.parametrize("capability", [90, rare(80), rare(89)])
+@pytest.mark.parametrize("rows", dense.ROWS)
+def test_a_vector_times_an_unquantized_weight(rows, capability):
+    given = dict.fromkeys(("X", "W", "BIAS", "OUT"), "*bf16") | dict.fromkeys(("w_row", "N", "K"), "i32")
+    made = compiled(dense._vector, given, {"HAS_BIAS": True, "BN": rows, "BK": dense.SPAN}, capability, warps=4)
+    assert made.count("LDG.E.EF.128") == rows, "the weight does not come 16 bytes at a time, to be forgotten first"
+    assert made.registers <= 128, "fewer than four programs to a multiprocessor"
 
 
 def test_the_sum_of_the_splits():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.decoding.requests import Draft
-from engine.laboratory.timing import time_calls
+from engine.measure.timing import time_calls
 from engine.recording import Recorder, Unrecordable
 from engine.runtime import attention
 from engine.runtime import forest as forests

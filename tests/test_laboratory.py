@@ -9,12 +9,13 @@ from itertools import count
 import pytest
 import torch
 
-from engine.laboratory import hopper, sampler, timing
+from engine.laboratory import hopper, sampler
 from engine.laboratory import measure as bench
 from engine.laboratory.cases import OPS, PRESETS, Case, cases_of, make_case, parse_case, with_preset
 from engine.laboratory.device import Device
 from engine.laboratory.op import Call
 from engine.laboratory.prefill import pairs
+from engine.measure import timing
 from engine.measure.hardware import ROOT
 from engine.measure.roofline import Roofline
 from spec.errors import SpecError

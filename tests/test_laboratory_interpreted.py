@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 
-from engine.laboratory import timing
 from engine.laboratory.cases import OPS, parse_case
 from engine.laboratory.measure import Bench
+from engine.measure import timing
 from engine.measure.hardware import ROOT
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from engine.devices import is_out_of_memory, release
-from engine.laboratory import compiled, timing
+from engine.laboratory import compiled
 from engine.laboratory.cases import OPS, Case, refusal
 from engine.laboratory.device import Device, look
 from engine.laboratory.op import Call, Op, Side
+from engine.measure import timing
 from engine.measure.hardware import fingerprint
 from engine.measure.roofline import Roofline
 from kernels.native import build

@@ -18,6 +18,7 @@ from engine.runtime import triton_attention
 from engine.runtime.attention import Step
 from engine.runtime.family import is_family, turns, window
 from engine.runtime.products import Product
+from engine.runtime.vectors import Chosen, choose
 
 
 def is_fusable(model: Any) -> bool:
@@ -64,6 +65,10 @@ class Fused:
     def is_sparse(self) -> bool:
         """Whether sparse tensor cores multiply with some of the matrices."""
         return any(product.is_sparse for product in self._products)
+
+    def choose(self, device: torch.device) -> Chosen:
+        """Take for single rows what is the fastest on this GPU; see ``engine.runtime.vectors``."""
+        return choose([part for product in self._products for part in product.plain], device)
 
     def _product(self, *modules: nn.Module) -> Product:
         self._products.append(Product(modules))

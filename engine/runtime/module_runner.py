@@ -16,6 +16,7 @@ from engine.runtime.forest import Forest
 from engine.runtime.fusion import Fused
 from engine.runtime.graphs import Decoding, Graphs
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
+from engine.runtime.vectors import Chosen
 from engine.runtime.way import Way
 from spec.choices import Attention, Fusion
 from spec.choices import Graphs as Recording
@@ -79,6 +80,13 @@ class ModuleRunner:
         for module in self._warning:
             module.warn_if_padding_and_no_attention_mask = _silent
         self._fused = Fused(model, self._step) if way.fusion is Fusion.KERNELS else None
+        self._vectors: Chosen | None = None
+        if self._fused is not None and device.type == "cuda":
+            try:
+                self._vectors = self._fused.choose(device)
+            except BaseException:  # out of memory
+                self.close()
+                raise
 
     @property
     def name(self) -> str:
@@ -88,6 +96,8 @@ class ModuleRunner:
             parts.append("fused kernels")
             if self._fused.is_sparse:
                 parts.append("sparse tensor cores")
+            if self._vectors is not None and self._vectors.ours:
+                parts.append(str(self._vectors))
         if self._kv_type != self.dtype:
             parts.append(f"{self._way.kv_cache} cache")
         if self._fixed and self._device.type == "cuda":

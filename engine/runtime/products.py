@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.runtime import sparse
+from engine.runtime import sparse, vectors
 from kernels.linear.packing import pack, pack_bytes, unpack
 from kernels.linear.weight import QuantizedWeight
 
@@ -47,6 +47,12 @@ class Product:
         """Whether sparse tensor cores compute some of it."""
         return any(getattr(part, "is_sparse", False) for part in self._parts)
 
+    @property
+    def plain(self) -> list[vectors.Plain]:
+        """Its parts over weights in half precision, for which a product with a single row can be chosen."""
+        parts = [part for part in self._parts if isinstance(part, _Plain) and not part.is_sparse]
+        return [part for part in parts if part.weight.dtype != torch.float32]
+
     def close(self) -> None:
         """The modules have their own weights again, to the bit."""
         for part in self._parts:
@@ -76,17 +82,22 @@ def _part(modules: Sequence[Any]) -> Any:
 
 
 class _Plain:
-    """Weights as they are, or, where two in each four are zero and the GPU has units for that, without the zeros."""
+    """Weights as they are, or, where two in each four are zero and the GPU has units for that, without the zeros.
+
+    ``rows``: of the weight to a program of our kernel for a single row of inputs; 0 for PyTorch's product.
+    """
+
+    rows = 0
 
     def __init__(self, modules: Sequence[nn.Linear]) -> None:
         self._modules = modules
-        self._weight, self._bias = _joined([m.weight.data for m in modules]), _bias(modules)
-        made = sparse.compressed(self._weight)
+        self.weight, self._bias = _joined([m.weight.data for m in modules]), _bias(modules)
+        made = sparse.compressed(self.weight)
         self.is_sparse = made is not None
         if made is None:
-            self._give(self._weight)
+            self._give(self.weight)
             return
-        self._weight = made
+        self.weight = made
         for module in modules:
             module.weight.data = module.weight.data.new_empty(0)
 
@@ -95,12 +106,16 @@ class _Plain:
             module.weight.data = rows
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self._weight, self._bias)
+        if self.rows and x.shape[0] == 1:
+            from kernels.linear.dense import vector
+
+            return vector(x, self.weight, self._bias, rows=self.rows)
+        return nn.functional.linear(x, self.weight, self._bias)
 
     def close(self) -> None:
         """The modules' weights are parts of the joined one and stay so; of a sparse one, they are made again."""
         if self.is_sparse:
-            self._give(self._weight.to_dense())
+            self._give(self.weight.to_dense())
 
 
 class _Weights:

@@ -22,7 +22,7 @@ FEATURES += [("rope", {"qk_norm": True})]
 
 @pytest.mark.parametrize(("op", "features"), [*((op, {}) for op in CASES), *FEATURES])
 def test_ours_computes_what_the_reference_does(op, features, monkeypatch):
-    monkeypatch.setattr("engine.laboratory.timing.copies_for", lambda *given: 1)
+    monkeypatch.setattr("engine.measure.timing.copies_for", lambda *given: 1)
     case = make_case(op, "fp32", **CASES[op], features=features)
     bench = Bench(OPS[op], case, torch.device(DEVICE), seed=0)
     with torch.inference_mode():

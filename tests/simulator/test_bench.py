@@ -3,14 +3,15 @@
 import os
 
 import pytest
+import torch
 
 if os.environ.get("ISOQUANT_SIMULATED_GPU") != "1":
     pytest.skip("needs the simulated GPU", allow_module_level=True)
 
 from bench import gpu_settings
-from engine.laboratory import timing
 from engine.laboratory.cases import OPS, make_case
 from engine.laboratory.measure import here, measure, sides_of
+from engine.measure import timing
 from kernels.linear import triton as linear
 from spec.kernel_result import KernelStatus
 
@@ -67,3 +68,12 @@ def test_settings_are_swept(capsys, monkeypatch):
     assert list(dict.fromkeys(calls)) == ["few_rows", "many_rows", "dequantize"]
     assert sum("fastest" in line for line in lines) == 4
     assert any("stages 7, splits 3 " in line for line in lines)
+
+
+def test_the_products_with_a_single_row_are_held_against_pytorchs(capsys, monkeypatch):
+    monkeypatch.setattr(gpu_settings.torch, "randn", lambda n, k, **how: torch.zeros(n // 512, k // 512, **how))
+    with torch.inference_mode():
+        gpu_settings.single_rows(torch.device("cuda", 0))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all("of PyTorch's time" in line for line in lines), lines
