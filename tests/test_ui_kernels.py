@@ -225,6 +225,17 @@ def test_the_newer_of_stored_and_shipped_is_shown():
     assert set(found) == {"eager", "triton"}
 
 
+def test_where_all_are_exact_a_line_says_so():
+    fill(*(replace(r, error=0.0, torch_error=0.0) for r in SEVERAL[:2]))
+    at = visit("kernels")
+    assert not at.exception
+    assert "All are exact: no difference from fp64." in words(at)
+    fill(replace(SEVERAL[1], error=1e-3, measured=2000.0))
+    at = visit("kernels")
+    assert not at.exception
+    assert "All are exact" not in words(at)
+
+
 def test_hostile_words_stay_words():
     bad = {"environment": HARDWARE | {"hardware_name": HOSTILE, "commit": HOSTILE}}
     fill(of(CASE, "triton", note=HOSTILE, **bad), of(CASE, HOSTILE, median_s=1e-2, **bad), of(CASE, "eager", **bad))

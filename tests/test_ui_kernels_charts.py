@@ -29,6 +29,8 @@ def test_a_slower_kernel_takes_longer():
         "Isoquant, Triton takes 3 times as long as SDPA, the fastest"
     )
     assert kernels_page.conclusion([ours]) == ""
+    assert "Its error is 0.5 times that of PyTorch, eager." in kernels_page.conclusion([ours, theirs])
+    assert kernels_page.conclusion([replace(ours, error=0.0), theirs]).endswith("It is exact.")
 
 
 def test_a_case_is_said_in_words():
@@ -87,6 +89,43 @@ def test_the_error_of_pytorch_and_twice_that_are_marked():
     assert figure["layout"]["annotations"][0]["x"] == pytest.approx(math.log10(2e-3))
     assert figure["layout"]["annotations"][0]["text"] == "PyTorch, eager"
     assert kernels_chart.figure(0.00163) == "1.6e-3"
+
+
+def test_an_error_of_0_stands_beside_the_log_scale():
+    exact, other = replace(SEVERAL[0], error=0.0), replace(SEVERAL[1], error=2e-3)
+    figure = json.loads(kernels_chart.errors([exact, other]))
+    across, (points,) = figure["layout"]["xaxis"], figure["data"]
+    assert points["y"] == ["PyTorch, eager", "Isoquant, Triton"]
+    zero = points["x"][1]
+    assert points["x"][0] == 2e-3
+    assert dict(zip(across["tickvals"], across["ticktext"], strict=True))[zero] == "0"
+    assert across["title"]["text"] == "Error against fp64, log scale right of 0   <b>← better</b>"
+    band, edge, line = figure["layout"]["shapes"]
+    assert 10 ** across["range"][0] == pytest.approx(band["x0"])
+    assert band["x0"] < zero < edge["x0"] < min(across["tickvals"][1:])
+    assert line["x0"] == 2e-3
+    plain = json.loads(kernels_chart.errors(SEVERAL))["layout"]["xaxis"]
+    assert "0" not in plain["ticktext"], "nobody is exact there"
+    assert plain["title"]["text"] == "Error against fp64, log scale   <b>← better</b>"
+
+
+def test_an_exact_pytorch_stands_at_0_and_has_no_twice():
+    rows = [replace(SEVERAL[0], torch_error=0.0), replace(SEVERAL[1], error=0.0, torch_error=0.0)]
+    layout = json.loads(kernels_chart.errors(rows))["layout"]
+    edge, line = layout["shapes"]
+    assert line["x0"] < edge["x0"]
+    assert layout["xaxis"]["tickvals"][0] == line["x0"]
+    assert [note["text"] for note in layout["annotations"]] == ["PyTorch, eager"]
+    assert layout["annotations"][0]["x"] == pytest.approx(math.log10(line["x0"]))
+
+
+def test_there_is_nothing_to_draw_where_all_are_exact():
+    exact = [replace(r, error=0.0, torch_error=0.0) for r in SEVERAL[:2]]
+    assert not kernels_chart.has_errors(exact)
+    assert not kernels_chart.has_errors([replace(r, torch_error=None) for r in exact])
+    ours = [replace(exact[0], torch_error=2e-3)]
+    assert kernels_chart.has_errors(ours), "PyTorch is not exact"
+    assert json.loads(kernels_chart.errors(ours))["data"][0]["x"][0] > 0
 
 
 def test_cases_that_differ_in_one_field_make_a_curve():

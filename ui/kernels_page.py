@@ -37,6 +37,7 @@ ROOF_HELP = (
     "cannot do without; docs/metrics.md has the formulas. Percent: how near to the limit. Small pale marks are other "
     "cases; click one to see it."
 )
+EXACT = "All are exact: no difference from fp64."
 ELSEWHERE = (
     "A GPU in another machine is measured there, by `python cli.py kernels measure --json > gpu.jsonl`; "
     "`python cli.py kernels import gpu.jsonl` brings the results here."
@@ -228,7 +229,9 @@ def conclusion(shown: list[KernelResult]) -> str:
         ratio = float(other.median_s or 0) / float(best.median_s or 1)
         pace = f"is {ratio:.3g} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.3g} times as long as"
         parts.append(f"{kernels_rows.label(best)} {pace} {kernels_rows.label(other)}, the fastest of the others.")
-        if best.error is not None and best.torch_error:
+        if best.error == 0:
+            parts.append("It is exact.")
+        elif best.error is not None and best.torch_error:
             times = best.error / best.torch_error
             parts.append(f"Its error is {times:.2g} times that of {kernels_rows.baseline(best.op)}.")
     return " ".join(parts)
@@ -260,10 +263,14 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
                 help="Norm of the difference from fp64 over the norm. Green: at most twice the error of "
                 f"{kernels_rows.baseline(op)}, the plain way to compute it.",
             )
-            plot(
-                kernels_chart.errors(measured), key="kernel_errors", height=pixels, filename="errors", modebar=False,
-                alt=f"Error of each implementation against fp64 beside that of {kernels_rows.baseline(op)}.",
-            )  # fmt: skip
+            if kernels_chart.has_errors(measured):
+                plot(
+                    kernels_chart.errors(measured), key="kernel_errors", height=pixels, filename="errors",
+                    alt=f"Error of each implementation against fp64 beside that of {kernels_rows.baseline(op)}.",
+                    modebar=False,
+                )  # fmt: skip
+            else:
+                st.info(EXACT, icon=":material/check_circle:")
         with right:
             _curves(op, mine, key, pixels)
 
