@@ -360,6 +360,10 @@ def test_which_of_equal_logits_top_p_keeps_is_left_open():
     assert all(sampler.on_a_border(case, row, 0.5, token) for token in range(5))
 
 
+def test_a_vocabulary_of_one_token_has_an_error_too():
+    assert measured(make_case("sampler", "fp32", vocabulary=1, rows=2), sides=["eager"])["eager"].error == 0.0
+
+
 def test_a_note_says_what_an_unquantized_weight_moves():
     rows = measured(small("linear", "bf16", weight="int4"), sides=["unquantized", "eager"])
     whole = 2 * (3 * (256 + 528) + 256 * 528) / 1e6
