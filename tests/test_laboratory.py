@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 import torch
 
-from engine.laboratory import hopper, sampler, timing
+from engine.laboratory import hopper, linear, sampler, timing
 from engine.laboratory import measure as bench
 from engine.laboratory.cases import OPS, PRESETS, Case, cases_of, make_case, parse_case, with_preset
 from engine.laboratory.device import Device
@@ -366,9 +366,19 @@ def test_a_vocabulary_of_one_token_has_an_error_too():
 
 def test_a_note_says_what_an_unquantized_weight_moves():
     rows = measured(small("linear", "bf16", weight="int4"), sides=["unquantized", "eager"])
-    whole = 2 * (3 * (256 + 528) + 256 * 528) / 1e6
-    assert f"{whole:.1f} MB" in rows["unquantized"].note
-    assert "MB" not in (rows["eager"].note or "")
+    whole = 2 * (3 * (256 + 528) + 256 * 528) / 1e3
+    assert f"it moves {whole:.1f} kB, 3." in rows["unquantized"].note
+    assert "it moves" not in (rows["eager"].note or "")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((1, 4, 8), "88 B"), ((1, 128, 64), "16.8 kB"), ((1, 2048, 8192), "33.6 MB"), ((1, 2**15, 2**16), "4.3 GB")],
+)
+def test_a_note_says_bytes_in_the_unit_that_fits(shape, words):
+    case = make_case("linear", rows=shape[0], inputs=shape[1], outputs=shape[2])
+    assert case.dtype == "bf16"
+    assert linear.other_bytes(case).startswith(f"it moves {words}, ")
 
 
 @pytest.mark.parametrize(
