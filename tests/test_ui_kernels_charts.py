@@ -143,3 +143,18 @@ def test_cases_that_differ_in_one_field_make_a_curve():
     shares = json.loads(kernels_chart.curves(found["batch"], "decode", shares=True))["data"][0]["y"]
     assert shares == pytest.approx([r.share for _, r in found["batch"].lines["triton"]])
     assert kernels_rows.sweeps(rows, "unknown") == []
+
+
+def test_a_curve_that_begins_at_0_has_a_linear_axis():
+    case = make_case("prefill", batch=1, new=64, cached=0)
+    cases = case.sweep("cached", [0, 64, 512, 8192, 65_536, 131_072])
+    (sweep,) = kernels_rows.sweeps([of(c, "eager") for c in cases], case.key())
+    figure = json.loads(kernels_chart.curves(sweep, "prefill", shares=False))
+    across = figure["layout"]["xaxis"]
+    assert figure["data"][0]["x"] == [0, 64, 512, 8192, 65_536, 131_072]
+    assert (across["type"], across["title"]["text"]) == ("linear", "Cached tokens")
+    assert across["tickvals"] == [0, 65_536, 131_072], "others would stand on top of each other"
+    (sweep,) = kernels_rows.sweeps([of(c, "eager") for c in cases[1:]], cases[1].key())
+    across = json.loads(kernels_chart.curves(sweep, "prefill", shares=False))["layout"]["xaxis"]
+    assert (across["type"], across["title"]["text"]) == ("log", "Cached tokens, log scale")
+    assert across["tickvals"] == [64, 512, 8192, 65_536, 131_072]

@@ -27,6 +27,7 @@ LOOKS: dict[str, tuple[str, str]] = {
 UNKNOWN = (MUTED, "octagon")  # of another version
 SPACE = "\u00a0" * 5  # plain spaces at the edge of a label are lost
 TWICE = 2.0  # times PyTorch's own error is what a kernel may have
+TICK_ROOM = 0.08  # of the width of a linear axis, between the ticks of two values
 ZERO_ROOM = 0.12  # of the width of a log scale, on each side of a 0 beside it
 MARGIN: Figure = {"l": 12, "r": 16, "t": 12, "b": 12}
 BAR: Figure = {
@@ -172,20 +173,28 @@ def curves(sweep: Sweep, op: str, shares: bool) -> str:
     name = next((f.label for f in OPS[op].fields if f.name == sweep.field), sweep.field)
     up = axis("Share of the ceiling   <b>better →</b>", tickformat=".0%", rangemode="tozero")
     legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12, "color": INK}}
-    across = axis(
-        f"{name}, log scale", type="log", tickmode="array", tickvals=values, ticktext=[f"{v}" for v in values]
-    )
     return to_json(
         {
             "data": data,
             "layout": layout(
-                xaxis=across,
+                xaxis=_across(name, values),
                 yaxis=up if shares else log_axis("Time of one call   <b>← better</b>", np.array(ys), "s"),
                 margin=MARGIN | {"r": 44}, modebar=BAR, showlegend=True, legend=legend,
-                uirevision=f"kernels-{sweep.field}-{shares}",
+                uirevision=f"kernels-{sweep.field}-{shares}-{values[0] == 0}",  # a zoom holds for one kind of axis
             ),
         }
     )  # fmt: skip
+
+
+def _across(name: str, values: Sequence[int]) -> Figure:
+    """The axis of a curve's field, with its values as ticks: a log axis, but for a 0, which it has no place for."""
+    title, kind, ticks = f"{name}, log scale", "log", list(values)
+    if values[0] == 0:
+        title, kind, ticks = name, "linear", [0]
+        for value in reversed(values[1:]):  # from the end on, for the small ones are crowded there
+            if all(abs(value - other) >= TICK_ROOM * values[-1] for other in ticks):
+                ticks.append(value)
+    return axis(title, type=kind, tickmode="array", tickvals=sorted(ticks), ticktext=[f"{v}" for v in sorted(ticks)])
 
 
 def card(r: KernelResult) -> str:
