@@ -17,7 +17,7 @@ from spec.errors import InputError
 from spec.kernel_result import KernelStatus
 from spec.run_spec import RunSpec
 from store import open_store
-from ui import kernels_chart, kernels_job, kernels_page, kernels_rows, process
+from ui import kernels_chart, kernels_job, kernels_rows, kernels_words, process
 from ui.kernels_job import Job
 from ui.kernels_roofline import roofline
 
@@ -187,6 +187,15 @@ def test_stored_results_are_shown_at_once_with_their_hardware():
     lines = "Failed: SDPA, cuDNN. Reason: out of memory.  \nCannot run: FlexAttention. Reason: no GPU."
     assert lines in words(at)
     assert at.query_params["case"] in (CASE.key(), [CASE.key()])
+
+
+def test_the_page_dates_all_of_its_rows():
+    fill(SEVERAL[0], replace(SEVERAL[1], measured=time.time() - 61, environment=HARDWARE | {"commit": "fedcba987654"}))
+    assert "at 2 commits (0123456789ab, fedcba987654), between" in words(visit("kernels"))
+    fill(*(replace(r, environment=HARDWARE | {"hardware_id": "b" * 12}, measured=time.time()) for r in SEVERAL[2:]))
+    at = visit("kernels")
+    assert "None could be measured on NVIDIA H200" in words(at)
+    assert "Measured on" not in words(at)
 
 
 def test_this_machine_comes_first_and_a_link_names_another():
@@ -385,4 +394,4 @@ def test_results_of_another_version_are_shown_too():
     at = visit("kernels")
     assert not at.exception
     assert kernels_rows.label(odd) == "new-side"
-    assert kernels_page.outcome(odd).startswith("100 µs")
+    assert kernels_words.outcome(odd).startswith("100 µs")

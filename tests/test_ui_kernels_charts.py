@@ -2,14 +2,15 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
-from test_store_kernel_results import a_result
+from test_store_kernel_results import HARDWARE, a_result
 from test_ui_kernels import CASE, SEVERAL, of
 
 from engine.laboratory.cases import OPS, make_case, with_preset
-from ui import kernels_chart, kernels_page, kernels_rows, kernels_tables
+from ui import kernels_chart, kernels_rows, kernels_tables, kernels_words
 from ui.kernels_roofline import roofline
 
 
@@ -25,12 +26,37 @@ def test_those_without_figures_for_one_reason_are_one_sentence():
 
 def test_a_slower_kernel_takes_longer():
     ours, theirs = of(CASE, "triton", median_s=3e-4), of(CASE, "sdpa", median_s=1e-4)
-    assert kernels_page.conclusion([ours, theirs]).startswith(
+    assert kernels_words.conclusion([ours, theirs]).startswith(
         "Isoquant, Triton takes 3 times as long as SDPA, the fastest"
     )
-    assert kernels_page.conclusion([ours]) == ""
-    assert "Its error is 0.5 times that of PyTorch, eager." in kernels_page.conclusion([ours, theirs])
-    assert kernels_page.conclusion([replace(ours, error=0.0), theirs]).endswith("It is exact.")
+    assert kernels_words.conclusion([ours]) == ""
+    assert "Its error is 0.5 times that of PyTorch, eager." in kernels_words.conclusion([ours, theirs])
+    assert kernels_words.conclusion([replace(ours, error=0.0), theirs]).endswith("It is exact.")
+
+
+def test_rows_of_several_days_and_commits_are_not_dated_by_one_of_them():
+    now = time.time()
+    of_one = [replace(r, measured=now - 121) for r in SEVERAL]
+    assert kernels_words.provenance(of_one) == (
+        "Measured on NVIDIA H200, another machine, commit 0123456789ab, 2 min ago."
+    )
+    old = replace(of_one[1], measured=now - 90 * 86_400 - 1, environment=HARDWARE | {"commit": "fedcba987654"})
+    assert kernels_words.provenance([of_one[0], old]) == (
+        "Measured on NVIDIA H200, another machine, at 2 commits (0123456789ab, fedcba987654), "
+        "between 90 d and 2 min ago."
+    )
+    more = [replace(old, environment=HARDWARE | {"commit": name}) for name in ("a", None, "b", "c")]
+    assert "at 5 commits, between" in kernels_words.provenance([*more, of_one[0]])
+    failed = replace(SEVERAL[2], measured=0.0)
+    assert "2 min ago" in kernels_words.provenance([of_one[0], failed]), "those with figures count"
+    assert "between" not in kernels_words.provenance([of_one[0], failed])
+
+
+def test_where_nothing_was_measured_it_does_not_say_so():
+    rows = [replace(r, measured=time.time() - 3601) for r in SEVERAL[2:]]
+    assert kernels_words.provenance(rows) == (
+        "None could be measured on NVIDIA H200, another machine, commit 0123456789ab, 1 h ago."
+    )
 
 
 def test_a_case_is_said_in_words():
