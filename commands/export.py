@@ -36,7 +36,8 @@ class Format(StrEnum):
 
 
 FormatName = Annotated[
-    str | None, typer.Option("--format", help="csv, json or parquet. Default: csv; with --json and no --output, json.")
+    str | None,
+    typer.Option("--format", help="csv, json or parquet.", show_default="csv; with --json and no --output, json"),
 ]
 Output = Annotated[str | None, typer.Option("--output", help="File to write; without it, standard output.")]
 

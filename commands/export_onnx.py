@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import Json, RecipeText, make_spec
+from commands.options import Json, make_spec
 from commands.output import note, print_json, say
 from engine import refusals
 from spec.errors import SpecError, shorten_path
@@ -14,11 +14,14 @@ from spec.paths import expand
 
 Folder = Annotated[str, typer.Argument(metavar="OUT_FOLDER", help="Folder to write; it must not exist or be empty.")]
 Model = Annotated[str, typer.Option("--model", help="Model: a name from `models`, shape:NAME, a folder, or a hub id.")]
+Recipe = Annotated[
+    str, typer.Option("--recipe", help="How the weights are stored: int8, int8-dynamic or int4, e.g. int4:group=64.")
+]
 Format = Annotated[str, typer.Option("--precision", help="Number format of the graph: fp32 or fp16.")]
 
 
 def export_onnx(
-    folder: Folder, model: Model, precision: Format = "fp32", recipe: RecipeText = "", json: Json = False
+    folder: Folder, model: Model, precision: Format = "fp32", recipe: Recipe = "", json: Json = False
 ) -> None:
     """Write a model's ONNX graph, its weights, and a manifest with the hash of each file."""
     spec = make_spec(model, recipe=recipe, precision=precision, backend="onnxruntime", device="cpu")

@@ -15,25 +15,31 @@ from spec.errors import SpecError, unknown
 
 _OP = f"Operation: {', '.join(OPS)}."
 _PRESET = f"Take the shape of a well-known model: {', '.join(PRESETS)}."
-_DTYPE = f"Number formats: {', '.join(DTYPES)}; default bf16."
+_DTYPE = f"Number formats: {', '.join(DTYPES)}; several with commas between."
 _FEATURE = "A feature, e.g. window=128, softcap, sinks, alibi, kv=int8; may be given several times. See `kernels ops`."
 _CASE = "A whole case as `kernels results` shows it, instead of the options above; may be given several times."
-_DEVICE = "auto, cpu, cuda or cuda:N."
+_DEVICE = "auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."
+_MANY = "; several with commas between."
+USUAL_DTYPE = "bf16"
+
+DeviceName = Annotated[str, typer.Option("--device", help=_DEVICE)]
 
 
 def _fields() -> dict[str, str]:
-    """Every field of every operation, with what it means."""
-    found: dict[str, str] = {}
+    """Every field of every operation, with what it means and to which operations: others refuse it."""
+    found: dict[str, dict[str, list[str]]] = {}
     for op in OPS.values():
         for field in op.fields:
-            found.setdefault(field.name, field.help)
-    return found
+            found.setdefault(field.name, {}).setdefault(field.help.rstrip("."), []).append(op.name)
+    return {
+        name: "; ".join(f"{words} ({', '.join(ops)})" for words, ops in meanings.items())
+        for name, meanings in found.items()
+    }
 
 
 def takes_cases(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Give ``verb``, whose first parameters are checked cases and a device's name, the options that make them."""
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in _parameters(verb)[2:]]
-    many = "; several with commas between"
     options = [
         _option("op", str, typer.Option("--op", help=_OP), "decode"),
         _option("preset", str | None, typer.Option("--preset", help=_PRESET, show_default=False), None),
@@ -41,15 +47,15 @@ def takes_cases(verb: Callable[..., Any]) -> Callable[..., Any]:
             _option(
                 name,
                 str | None,
-                typer.Option(f"--{name.replace('_', '-')}", help=words.rstrip(".") + many + ".", show_default=False),
+                typer.Option(f"--{name.replace('_', '-')}", help=f"{words}{_MANY}", show_default=False),
                 None,
             )
             for name, words in _fields().items()
         ),
-        _option("dtype", str | None, typer.Option("--dtype", help=_DTYPE, show_default=False), None),
+        _option("dtype", str | None, typer.Option("--dtype", help=_DTYPE, show_default=USUAL_DTYPE), None),
         _option("feature", list[str], typer.Option("--feature", help=_FEATURE, show_default=False), []),
         _option("case", list[str], typer.Option("--case", help=_CASE, show_default=False), []),
-        _option("device", str, typer.Option("--device", help=_DEVICE), "auto"),
+        inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=DeviceName),
     ]
 
     @functools.wraps(verb)
@@ -93,7 +99,7 @@ def make_cases(
         if preset not in PRESETS:
             raise unknown("model shape", preset, PRESETS, field="preset")
         shapes = {name: [value] for name, value in PRESETS[preset].fields(op).items()}
-    dtypes = [word.strip() for word in (dtype or "bf16").split(",")]
+    dtypes = [word.strip() for word in (dtype or USUAL_DTYPE).split(",")]
     return cases_of(op, dtypes, parse_features(op, feature or []), shapes | given, on_gpu)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from analysis.format import duration, percent, si
 from commands.database import open_database
-from commands.kernel_options import takes_cases
+from commands.kernel_options import DeviceName, takes_cases
 from commands.options import Db, Json
 from commands.output import note, print_json, print_table, say
 from engine.laboratory.cases import OPS, Case, make_case
@@ -43,7 +43,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure single kernels: error agai
 
 
 @app.command()
-def ops(device: Annotated[str, typer.Option("--device")] = "auto", json: Json = False) -> None:
+def ops(device: DeviceName = "auto", json: Json = False) -> None:
     """List the operations, their shape, features and implementations, and why one cannot run here."""
     found = look(device)
     rows = []

@@ -25,12 +25,12 @@ from engine.recipes import check_compression
 from spec.abilities import chunk_refusal
 from spec.choices import Backend, Dtype
 from spec.errors import SpecError, shorten, unknown
-from spec.parameters import Parameter, parameters
+from spec.parameters import parameters
 from spec.paths import absolute_model, expand
 from spec.recipe import STEPS, Calibrate, Distill, Quantize, Recipe, parse_recipe, parse_steps, step_with
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import LOGPROB, parse_strategy
-from tasks.registry import check_votes, load_task
+from tasks.registry import TASKS, check_votes, load_task
 
 QUANTIZATIONS = tuple(name for name, step in STEPS.items() if issubclass(step, Quantize))
 PARTS: dict[str, type] = {"precision": Precision, "runtime": Runtime, "task": TaskSpec, "": RunSpec}
@@ -58,8 +58,19 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "seed": ("", "seed"),
     "repeats": ("", "repeats"),
 }
+
+
+def _splits() -> str:
+    """Which parts the data sets have, those with the same ones together."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for task in TASKS.values():
+        names.setdefault(task.splits, []).append(task.name)
+    return "; ".join(f"{', '.join(some)}: {', '.join(splits)}" for splits, some in names.items())
+
+
 HELP = {
-    "limit": "How many problems (perplexity: lines of the text); none means all.",
+    "limit": "How many problems (perplexity: lines of the text); left out: all of them.",
+    "split": f"Which part of the data set. {_splits()}.",
     "precision": "Number format of the weights; auto is the one the model was saved in; or a quantization, which may "
     "have parameters, e.g. int4:group=64.",
 }
@@ -73,28 +84,21 @@ _STRATEGY = "Decoding strategy, e.g. greedy or majority:n=8,temperature=0.8; see
 _RECIPE = "How the model is compressed, e.g. int4 or prune:level=0.5+int8; see `compress --steps`."
 _SKIP = "Leave out malformed lines of a data file, and name them, instead of refusing the file."
 
-Db = Annotated[str | None, typer.Option("--db", help="Database file; default: isoquant.db in ISOQUANT_HOME.")]
+Db = Annotated[str | None, typer.Option("--db", help="Database file.", show_default="isoquant.db in ISOQUANT_HOME")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-
-RecipeText = Annotated[str, typer.Option("--recipe", help=_RECIPE)]
 
 
 def _option(name: str) -> inspect.Parameter:
     part, field = OPTIONS[name]
     p = next(p for p in parameters(PARTS[part]) if p.name == field)
     words = ", ".join(PRECISIONS) if name == "precision" else p.allowed if p.choices or p.low is not None else ""
-    option = typer.Option(_flag(name), help=_help(p, HELP.get(name, p.help), words), show_default=False)
-    return _keyword(name, str | None, option, None)
+    meaning = HELP.get(name, p.help) + (f" ({words})" if words else "")
+    default = None if p.default is None else str(p.default)
+    return _keyword(name, str | None, typer.Option(_flag(name), help=meaning), default)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _help(p: Parameter, meaning: str, words: str) -> str:
-    default = "" if p.default is None else f"default {p.default}"
-    extra = "; ".join(filter(None, (words, default)))
-    return meaning + (f" ({extra})" if extra else "")
 
 
 def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:

@@ -21,7 +21,10 @@ from spec.tour import tour_specs
 from store import Store
 
 WAIT_POLL_S = 0.5
-Wait = Annotated[bool, typer.Option("--wait", help="Stay until the run has ended; its outcome is the exit code.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until the run has ended; exit code 1 if it did not succeed.")]
+WaitForAll = Annotated[
+    bool, typer.Option("--wait", help="Stay until all runs have ended; exit code 1 if one did not succeed.")
+]
 UntilIdle = Annotated[bool, typer.Option("--until-idle", help="Stop when nothing is queued any more.")]
 Device = Annotated[str, typer.Option("--device", help="auto: the GPU where there is one; cpu: hide it.")]
 
@@ -32,7 +35,7 @@ def submit(spec: RunSpec, wait: Wait = False, db: Db = None, json: Json = False)
     return _queue([spec], wait, db, json)
 
 
-def tour(wait: Wait = False, db: Db = None, json: Json = False) -> int:
+def tour(wait: WaitForAll = False, db: Db = None, json: Json = False) -> int:
     """Queue a first sweep that shows what a frontier is: three models, each greedy and by majority vote."""
     specs = tour_specs()
     for spec in specs:

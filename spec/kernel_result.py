@@ -31,6 +31,7 @@ class KernelResult:
         environment: hardware_id, hardware_name, commit and the rest of ``engine.measure.hardware.fingerprint``.
         device: ``cpu`` or ``cuda:N`` of that machine.
         op, case_key, case_text, case: what was asked; ``case`` is ``engine.laboratory.cases.Case.to_dict``.
+        status: what is measured has error, median_s, bytes_moved and flops (see ``lack``).
         error: norm of (found - fp64 reference) / norm of the reference.
         torch_error: the same for plain PyTorch in the same number format on the same inputs.
         median_s, q1_s, q3_s: of one call; ``repeats`` timings are behind them.
@@ -94,6 +95,16 @@ class KernelResult:
         found = [s for s in (self.share_of_copy, self.share_of_matmul) if s is not None]
         return max(found) if found else None
 
+    def lack(self) -> str | None:
+        """What a measured result cannot do without and this one has not; None where it has all of it."""
+        if self.status is not KernelStatus.MEASURED:
+            return None
+        if self.error is None:
+            return "figure for error"
+        # Every operation takes time, moves bytes and computes something: the pictures have no place for 0 of these.
+        names = ("median_s", "bytes_moved", "flops")
+        return next((f"figure above 0 for {name}" for name in names if not getattr(self, name)), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; with the derived rates, for those who read the file without us."""
         found = asdict(self)
@@ -112,7 +123,7 @@ class KernelResult:
                 found["compiled"] = tuple(dict(fact) for fact in found["compiled"])
             made = cls(**found)
             made._check()
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise InputError(
                 f"This is no kernel result ({shorten(str(error))}); give a file that `kernels measure --json` wrote."
             ) from None
@@ -132,6 +143,11 @@ class KernelResult:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if (value is not None or name == "measured") and not (number and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is no number from 0 on")
+        if lack := self.lack():
+            raise ValueError(f"it says measured and has no {lack}")
+        for name in ("bytes_per_s", "flop_per_s"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise ValueError(f"median_s is so small that {name} is no number")
 
 
 NUMBERS = (

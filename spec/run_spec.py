@@ -44,7 +44,7 @@ class TaskSpec:
     name: str = parameter("lab-words", help="Task name, or kind:PATH.")
     split: str = parameter("test", help="Which part of the data set.")
     limit: int | None = parameter(
-        None, low=1, high=10_000_000, kind=int, optional=True, help="How many problems; none means all."
+        None, low=1, high=10_000_000, kind=int, optional=True, help="How many problems; left out: all of them."
     )
     prompt_style: PromptStyle = parameter(PromptStyle.ZERO_SHOT, help="How a question becomes a prompt.")
     shots: int = parameter(4, low=1, high=64, help="Worked examples in a few-shot prompt.")
@@ -52,10 +52,10 @@ class TaskSpec:
         None, kind=str, optional=True, help="Own prompt text with {question} where the question goes."
     )
     checker: Checker | None = parameter(
-        None, kind=Checker, optional=True, help="When answers count as the same; none takes the task's own rule."
+        None, kind=Checker, optional=True, help="When answers count as the same; left out: by the task's own rule."
     )
     max_new_tokens: int | None = parameter(
-        None, low=1, high=131_072, kind=int, optional=True, help="Longest answer in tokens; none takes the task's."
+        None, low=1, high=131_072, kind=int, optional=True, help="Longest answer in tokens; left out: the task's."
     )
     skip_bad: bool = False
 
@@ -91,7 +91,7 @@ class RunSpec:
     strategy: Strategy = field(default_factory=Greedy)
     task: TaskSpec = field(default_factory=TaskSpec)
     seed: int = parameter(0, low=0, high=MAX_SEED, help="Every random choice follows from it.")
-    repeats: int = parameter(1, low=1, high=100, help="How often the whole measurement is repeated, seed by seed.")
+    repeats: int = parameter(1, low=1, high=100, help="How many times it is measured, each with a seed of its own.")
     compression: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:

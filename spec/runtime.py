@@ -52,7 +52,9 @@ class Runtime:
         Fusion.AUTO, help="kernels: several operations of a layer in one pass; compile: torch.compile; off: neither."
     )
     graphs: Graphs = parameter(
-        Graphs.AUTO, help="On a GPU, decoding steps are recorded and replayed, which saves the time to launch them."
+        Graphs.AUTO,
+        help="On a GPU, decoding steps are recorded and replayed, which saves the time to launch them: on fails where "
+        "that cannot be, auto then does without; off records nothing.",
     )
     server: str | None = parameter(
         None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 from spec.errors import StoreError
 from spec.kernel_result import KernelResult, KernelStatus
@@ -82,7 +83,7 @@ def _row(result: KernelResult, source: str) -> Row:
 
 def _result(row: Row) -> KernelResult:
     compiled = row["compiled"]
-    return KernelResult(
+    found = KernelResult(
         measured=row["measured"],
         environment=json.loads(row["environment"]),
         case=json.loads(row["case_json"]),
@@ -90,3 +91,7 @@ def _result(row: Row) -> KernelResult:
         compiled=None if compiled is None else tuple(json.loads(compiled)),
         **{name: row[name] for name in (*_TEXT, *_REAL, *_WHOLE)},
     )
+    # Imported before such files were refused: no table and no picture could show it as measured.
+    if lack := found.lack():
+        return replace(found, status=KernelStatus.FAILED, note=f"it was imported with no {lack}; measure it again")
+    return found

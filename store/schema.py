@@ -47,7 +47,7 @@ MEANINGS: dict[str, tuple[str, dict[str, str]]] = {
             "task_limit": "Most problems asked for; none means all.",
             "prompt_style": "How a question becomes a prompt.",
             "seed": "Every random choice follows from it.",
-            "repeats": "How often the whole measurement is repeated.",
+            "repeats": "How many times it is measured, each with a seed of its own.",
             "phase": "What the engine is at; none unless it runs.",
             "phase_detail": "The same in more words.",
             "done": "Problems answered so far, repeats counted.",

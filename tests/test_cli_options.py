@@ -295,7 +295,7 @@ def test_help_names_every_precision_there_is(capsys):
     with pytest.raises(SystemExit):
         cli_help()
     shown = "".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "(auto,fp32,bf16,fp16,int8,int8-dynamic,int8-static,int4,nf4,fp8,mixed;defaultauto)" in shown
+    assert "(auto,fp32,bf16,fp16,int8,int8-dynamic,int8-static,int4,nf4,fp8,mixed)[default:auto]" in shown
 
 
 def test_what_only_the_check_finds_names_the_option_too(monkeypatch):

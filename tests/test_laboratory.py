@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 import torch
 
-from engine.laboratory import hopper, sampler
+from engine.laboratory import hopper, linear, sampler
 from engine.laboratory import measure as bench
 from engine.laboratory.cases import OPS, PRESETS, Case, cases_of, make_case, parse_case, with_preset
 from engine.laboratory.device import Device
@@ -362,11 +362,25 @@ def test_which_of_equal_logits_top_p_keeps_is_left_open():
     assert all(sampler.on_a_border(case, row, 0.5, token) for token in range(5))
 
 
+def test_a_vocabulary_of_one_token_has_an_error_too():
+    assert measured(make_case("sampler", "fp32", vocabulary=1, rows=2), sides=["eager"])["eager"].error == 0.0
+
+
 def test_a_note_says_what_an_unquantized_weight_moves():
     rows = measured(small("linear", "bf16", weight="int4"), sides=["unquantized", "eager"])
-    whole = 2 * (3 * (256 + 528) + 256 * 528) / 1e6
-    assert f"{whole:.1f} MB" in rows["unquantized"].note
-    assert "MB" not in (rows["eager"].note or "")
+    whole = 2 * (3 * (256 + 528) + 256 * 528) / 1e3
+    assert f"it moves {whole:.1f} kB, 3." in rows["unquantized"].note
+    assert "it moves" not in (rows["eager"].note or "")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((1, 4, 8), "88 B"), ((1, 128, 64), "16.8 kB"), ((1, 2048, 8192), "33.6 MB"), ((1, 2**15, 2**16), "4.3 GB")],
+)
+def test_a_note_says_bytes_in_the_unit_that_fits(shape, words):
+    case = make_case("linear", rows=shape[0], inputs=shape[1], outputs=shape[2])
+    assert case.dtype == "bf16"
+    assert linear.other_bytes(case).startswith(f"it moves {words}, ")
 
 
 @pytest.mark.parametrize(
@@ -406,12 +420,6 @@ def test_an_error_that_is_no_number_fails_one_row(monkeypatch):
     )
     assert (first.status, second.status) == (KernelStatus.FAILED, KernelStatus.MEASURED)
     assert "not finite" in first.note
-
-
-def test_a_vocabulary_of_one_token_leaves_nothing_to_draw():
-    """Its log-probability is zero, of which there is no relative error."""
-    with pytest.raises(SpecError, match="from 2 to"):
-        make_case("sampler", vocabulary=1)
 
 
 def test_what_does_not_fit_into_memory_is_not_tried(monkeypatch):

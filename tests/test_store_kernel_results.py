@@ -96,6 +96,39 @@ def test_what_is_no_result_is_said_in_a_sentence(data):
         KernelResult.from_dict(data)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"error": None}, "it says measured and has no figure for error"),
+        ({"median_s": None}, "no figure above 0 for median_s"),
+        ({"median_s": 0}, "no figure above 0 for median_s"),
+        ({"bytes_moved": 0}, "no figure above 0 for bytes_moved"),
+        ({"bytes_moved": None}, "no figure above 0 for bytes_moved"),
+        ({"flops": None}, "no figure above 0 for flops"),
+        ({"median_s": 1e-320}, "bytes_per_s is no number"),
+        ({"flops": 10**400}, "too large"),
+    ],
+)
+def test_what_was_measured_has_its_figures(changes, words):
+    with pytest.raises(InputError, match="kernels measure --json") as caught:
+        KernelResult.from_dict(a_result().to_dict() | changes)
+    assert words in str(caught.value)
+    if None in changes.values():
+        KernelResult.from_dict(a_result().to_dict() | changes | {"status": "failed"})
+
+
+def test_an_error_of_0_is_one():
+    assert KernelResult.from_dict(a_result(error=0.0).to_dict()).error == 0.0
+
+
+def test_a_row_without_figures_that_was_imported_before_is_no_measured_one(store):
+    store.kernel_results.add([a_result(), a_result(side="eager", error=None)], source="imported")
+    found = {r.side: r for r in store.kernel_results.latest()}
+    assert found["triton"] == a_result()
+    assert found["eager"].status is KernelStatus.FAILED
+    assert found["eager"].note == "it was imported with no figure for error; measure it again"
+
+
 def test_the_binding_ceiling_is_the_nearer_one():
     by_memory = a_result()
     assert by_memory.share == by_memory.share_of_copy

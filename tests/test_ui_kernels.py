@@ -17,7 +17,7 @@ from spec.errors import InputError
 from spec.kernel_result import KernelStatus
 from spec.run_spec import RunSpec
 from store import open_store
-from ui import kernels_chart, kernels_job, kernels_page, kernels_rows, process
+from ui import kernels_chart, kernels_job, kernels_rows, kernels_words, process
 from ui.kernels_job import Job
 from ui.kernels_roofline import roofline
 
@@ -189,6 +189,15 @@ def test_stored_results_are_shown_at_once_with_their_hardware():
     assert at.query_params["case"] in (CASE.key(), [CASE.key()])
 
 
+def test_the_page_dates_all_of_its_rows():
+    fill(SEVERAL[0], replace(SEVERAL[1], measured=time.time() - 61, environment=HARDWARE | {"commit": "fedcba987654"}))
+    assert "at 2 commits (0123456789ab, fedcba987654), between" in words(visit("kernels"))
+    fill(*(replace(r, environment=HARDWARE | {"hardware_id": "b" * 12}, measured=time.time()) for r in SEVERAL[2:]))
+    at = visit("kernels")
+    assert "None could be measured on NVIDIA H200" in words(at)
+    assert "Measured on" not in words(at)
+
+
 def test_this_machine_comes_first_and_a_link_names_another():
     here = fingerprint()
     fill(*SEVERAL, of(CASE, "eager", environment=here, device="cpu", measured=1.0))
@@ -223,6 +232,17 @@ def test_the_newer_of_stored_and_shipped_is_shown():
         found = {r.side: r for r in kernels_rows.load(store, "decode")}
     assert found["eager"].median_s == 5.0
     assert set(found) == {"eager", "triton"}
+
+
+def test_where_all_are_exact_a_line_says_so():
+    fill(*(replace(r, error=0.0, torch_error=0.0) for r in SEVERAL[:2]))
+    at = visit("kernels")
+    assert not at.exception
+    assert "All are exact: no difference from fp64." in words(at)
+    fill(replace(SEVERAL[1], error=1e-3, measured=2000.0))
+    at = visit("kernels")
+    assert not at.exception
+    assert "All are exact" not in words(at)
 
 
 def test_hostile_words_stay_words():
@@ -374,4 +394,4 @@ def test_results_of_another_version_are_shown_too():
     at = visit("kernels")
     assert not at.exception
     assert kernels_rows.label(odd) == "new-side"
-    assert kernels_page.outcome(odd).startswith("100 µs")
+    assert kernels_words.outcome(odd).startswith("100 µs")

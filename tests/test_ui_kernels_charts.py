@@ -2,14 +2,15 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
-from test_store_kernel_results import a_result
+from test_store_kernel_results import HARDWARE, a_result
 from test_ui_kernels import CASE, SEVERAL, of
 
 from engine.laboratory.cases import OPS, make_case, with_preset
-from ui import kernels_chart, kernels_page, kernels_rows, kernels_tables
+from ui import kernels_chart, kernels_rows, kernels_tables, kernels_words
 from ui.kernels_roofline import roofline
 
 
@@ -25,10 +26,37 @@ def test_those_without_figures_for_one_reason_are_one_sentence():
 
 def test_a_slower_kernel_takes_longer():
     ours, theirs = of(CASE, "triton", median_s=3e-4), of(CASE, "sdpa", median_s=1e-4)
-    assert kernels_page.conclusion([ours, theirs]).startswith(
+    assert kernels_words.conclusion([ours, theirs]).startswith(
         "Isoquant, Triton takes 3 times as long as SDPA, the fastest"
     )
-    assert kernels_page.conclusion([ours]) == ""
+    assert kernels_words.conclusion([ours]) == ""
+    assert "Its error is 0.5 times that of PyTorch, eager." in kernels_words.conclusion([ours, theirs])
+    assert kernels_words.conclusion([replace(ours, error=0.0), theirs]).endswith("It is exact.")
+
+
+def test_rows_of_several_days_and_commits_are_not_dated_by_one_of_them():
+    now = time.time()
+    of_one = [replace(r, measured=now - 121) for r in SEVERAL]
+    assert kernels_words.provenance(of_one) == (
+        "Measured on NVIDIA H200, another machine, commit 0123456789ab, 2 min ago."
+    )
+    old = replace(of_one[1], measured=now - 90 * 86_400 - 1, environment=HARDWARE | {"commit": "fedcba987654"})
+    assert kernels_words.provenance([of_one[0], old]) == (
+        "Measured on NVIDIA H200, another machine, at 2 commits (0123456789ab, fedcba987654), "
+        "between 90 d and 2 min ago."
+    )
+    more = [replace(old, environment=HARDWARE | {"commit": name}) for name in ("a", None, "b", "c")]
+    assert "at 5 commits, between" in kernels_words.provenance([*more, of_one[0]])
+    failed = replace(SEVERAL[2], measured=0.0)
+    assert "2 min ago" in kernels_words.provenance([of_one[0], failed]), "those with figures count"
+    assert "between" not in kernels_words.provenance([of_one[0], failed])
+
+
+def test_where_nothing_was_measured_it_does_not_say_so():
+    rows = [replace(r, measured=time.time() - 3601) for r in SEVERAL[2:]]
+    assert kernels_words.provenance(rows) == (
+        "None could be measured on NVIDIA H200, another machine, commit 0123456789ab, 1 h ago."
+    )
 
 
 def test_a_case_is_said_in_words():
@@ -89,6 +117,43 @@ def test_the_error_of_pytorch_and_twice_that_are_marked():
     assert kernels_chart.figure(0.00163) == "1.6e-3"
 
 
+def test_an_error_of_0_stands_beside_the_log_scale():
+    exact, other = replace(SEVERAL[0], error=0.0), replace(SEVERAL[1], error=2e-3)
+    figure = json.loads(kernels_chart.errors([exact, other]))
+    across, (points,) = figure["layout"]["xaxis"], figure["data"]
+    assert points["y"] == ["PyTorch, eager", "Isoquant, Triton"]
+    zero = points["x"][1]
+    assert points["x"][0] == 2e-3
+    assert dict(zip(across["tickvals"], across["ticktext"], strict=True))[zero] == "0"
+    assert across["title"]["text"] == "Error against fp64, log scale right of 0   <b>← better</b>"
+    band, edge, line = figure["layout"]["shapes"]
+    assert 10 ** across["range"][0] == pytest.approx(band["x0"])
+    assert band["x0"] < zero < edge["x0"] < min(across["tickvals"][1:])
+    assert line["x0"] == 2e-3
+    plain = json.loads(kernels_chart.errors(SEVERAL))["layout"]["xaxis"]
+    assert "0" not in plain["ticktext"], "nobody is exact there"
+    assert plain["title"]["text"] == "Error against fp64, log scale   <b>← better</b>"
+
+
+def test_an_exact_pytorch_stands_at_0_and_has_no_twice():
+    rows = [replace(SEVERAL[0], torch_error=0.0), replace(SEVERAL[1], error=0.0, torch_error=0.0)]
+    layout = json.loads(kernels_chart.errors(rows))["layout"]
+    edge, line = layout["shapes"]
+    assert line["x0"] < edge["x0"]
+    assert layout["xaxis"]["tickvals"][0] == line["x0"]
+    assert [note["text"] for note in layout["annotations"]] == ["PyTorch, eager"]
+    assert layout["annotations"][0]["x"] == pytest.approx(math.log10(line["x0"]))
+
+
+def test_there_is_nothing_to_draw_where_all_are_exact():
+    exact = [replace(r, error=0.0, torch_error=0.0) for r in SEVERAL[:2]]
+    assert not kernels_chart.has_errors(exact)
+    assert not kernels_chart.has_errors([replace(r, torch_error=None) for r in exact])
+    ours = [replace(exact[0], torch_error=2e-3)]
+    assert kernels_chart.has_errors(ours), "PyTorch is not exact"
+    assert json.loads(kernels_chart.errors(ours))["data"][0]["x"][0] > 0
+
+
 def test_cases_that_differ_in_one_field_make_a_curve():
     rows = [of(c, "triton", median_s=1e-4 * c["batch"]) for c in CASE.sweep("batch", [16, 1, 4])]
     rows += [of(c, "eager") for c in CASE.sweep("context", [64])]
@@ -104,3 +169,18 @@ def test_cases_that_differ_in_one_field_make_a_curve():
     shares = json.loads(kernels_chart.curves(found["batch"], "decode", shares=True))["data"][0]["y"]
     assert shares == pytest.approx([r.share for _, r in found["batch"].lines["triton"]])
     assert kernels_rows.sweeps(rows, "unknown") == []
+
+
+def test_a_curve_that_begins_at_0_has_a_linear_axis():
+    case = make_case("prefill", batch=1, new=64, cached=0)
+    cases = case.sweep("cached", [0, 64, 512, 8192, 65_536, 131_072])
+    (sweep,) = kernels_rows.sweeps([of(c, "eager") for c in cases], case.key())
+    figure = json.loads(kernels_chart.curves(sweep, "prefill", shares=False))
+    across = figure["layout"]["xaxis"]
+    assert figure["data"][0]["x"] == [0, 64, 512, 8192, 65_536, 131_072]
+    assert (across["type"], across["title"]["text"]) == ("linear", "Cached tokens")
+    assert across["tickvals"] == [0, 65_536, 131_072], "others would stand on top of each other"
+    (sweep,) = kernels_rows.sweeps([of(c, "eager") for c in cases[1:]], cases[1].key())
+    across = json.loads(kernels_chart.curves(sweep, "prefill", shares=False))["layout"]["xaxis"]
+    assert (across["type"], across["title"]["text"]) == ("log", "Cached tokens, log scale")
+    assert across["tickvals"] == [64, 512, 8192, 65_536, 131_072]

@@ -12,7 +12,7 @@ from engine.laboratory.cases import OPS
 from spec.kernel_result import KernelResult, KernelStatus
 from ui.charts import Figure, axis, escape, layout, log_ticks, tick_text, to_json
 from ui.kernels_rows import Sweep, baseline, case_words, hardware, is_ours, label
-from ui.theme import INK, MUTED, PAPER
+from ui.theme import INK, MUTED, PALE, PAPER
 
 # An implementation looks the same wherever it stands. Colours are few: those that never run on one machine share one,
 # and further kernels of a library have none; each symbol is its own within an operation.
@@ -27,6 +27,8 @@ LOOKS: dict[str, tuple[str, str]] = {
 UNKNOWN = (MUTED, "octagon")  # of another version
 SPACE = "\u00a0" * 5  # plain spaces at the edge of a label are lost
 TWICE = 2.0  # times PyTorch's own error is what a kernel may have
+TICK_ROOM = 0.08  # of the width of a linear axis, between the ticks of two values
+ZERO_ROOM = 0.12  # of the width of a log scale, on each side of a 0 beside it
 MARGIN: Figure = {"l": 12, "r": 16, "t": 12, "b": 12}
 BAR: Figure = {
     "orientation": "v",
@@ -75,70 +77,72 @@ def times(shown: Sequence[KernelResult]) -> str:
     )  # fmt: skip
 
 
+def has_errors(shown: Sequence[KernelResult]) -> bool:
+    """Whether any error differs from 0, which is what there is to draw."""
+    return any(r.error is not None and (r.error or r.torch_error) for r in shown)
+
+
 def errors(shown: Sequence[KernelResult]) -> str:
-    """The error of each side beside that of plain PyTorch, the baseline, and twice that, the most a kernel may have."""
-    rows = [r for r in shown if r.error][::-1]
-    names = [escape(label(r)) for r in rows]
-    torch = next((r.torch_error for r in rows if r.torch_error), None)
-    values = np.array([r.error for r in rows] + ([torch / 3, torch * 4] if torch else []), dtype=float)
+    """The error of each side beside that of plain PyTorch, the baseline, and twice that, the most a kernel may have.
+
+    Needs ``has_errors``. A log scale has no place for 0: sides without any error stand left of it, at a tick of theirs.
+    """
+    rows = [r for r in shown if r.error is not None][::-1]
+    theirs = [r.torch_error for r in rows if r.torch_error is not None]
+    torch = next(filter(None, theirs), 0.0) if theirs else None
+    found = [float(r.error or 0) for r in rows]
+    values = np.array([e for e in found if e] + ([torch / 3, torch * 4] if torch else []), dtype=float)
     low, high = float(values.min()) / 1.5, float(values.max()) * 1.5
-    shapes, notes = [], []
-    if torch:
-        shapes.append(
-            {
-                "type": "rect",
-                "x0": low,
-                "x1": TWICE * torch,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "fillcolor": "@good",
-                "opacity": 0.10,
-                "line": {"width": 0},
-                "layer": "below",
-            }
-        )
-        shapes.append(
-            {
-                "type": "line",
-                "x0": torch,
-                "x1": torch,
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"color": MUTED, "width": 1.4, "dash": "dot"},
-            }
-        )
+    across = log_axis("Error against fp64   <b>← better</b>", values, "", [low, high], power=True, most=5)
+    left, zero = low, 0.0  # where the picture begins, and where 0 stands in it
+    shapes: list[Figure] = []
+    if torch == 0 or 0 in found:
+        step = (high / low) ** ZERO_ROOM
+        left, zero = low / step**2, low / step
+        across = _beside_zero(across, low, zero) | {"range": [float(np.log10(left)), float(np.log10(high))]}
+        shapes.append(_upright(low, PALE, "solid"))
+    notes: list[Figure] = []
+    if torch is not None:
+        shapes.append(_upright(torch or zero, MUTED, "dot"))
         font = {"size": 12, "color": MUTED}
-        notes.append(
-            {
-                "x": float(np.log10(torch)),
-                "y": 1,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "text": escape(baseline(rows[0].op)),
-                "font": font,
-            }
-        )
+        notes.append({"x": float(np.log10(torch or zero)), "y": 1, "yref": "paper", "yanchor": "bottom",
+                      "showarrow": False, "text": escape(baseline(rows[0].op)), "font": font})  # fmt: skip
+    if torch:
+        band = {"type": "rect", "x0": left, "x1": TWICE * torch, "y0": 0, "y1": 1, "yref": "paper",
+                "fillcolor": "@good", "opacity": 0.10, "line": {"width": 0}, "layer": "below"}  # fmt: skip
+        shapes.insert(0, band)
         notes.append({"x": float(np.log10(TWICE * torch)), "y": 0, "yref": "paper", "yanchor": "bottom",
                       "xanchor": "left", "showarrow": False, "text": " twice that", "font": font})  # fmt: skip
     trace = {
-        "type": "scatter", "mode": "markers", "x": [r.error for r in rows], "y": names, "cliponaxis": False,
+        "type": "scatter", "mode": "markers", "x": [e or zero for e in found], "y": [escape(label(r)) for r in rows],
         "marker": {"size": 12, "color": [look(r)[0] for r in rows], "symbol": [look(r)[1] for r in rows],
                    "line": {"color": INK, "width": [1.4 if is_ours(r) else 0.6 for r in rows]}},
-        "hovertext": [card(r) for r in rows], "hovertemplate": "%{hovertext}<extra></extra>",
+        "hovertext": [card(r) for r in rows], "hovertemplate": "%{hovertext}<extra></extra>", "cliponaxis": False,
     }  # fmt: skip
     return to_json(
         {
             "data": [trace],
             "layout": layout(
-                xaxis=log_axis("Error against fp64   <b>← better</b>", values, "", [low, high], power=True, most=5),
+                xaxis=across,
                 yaxis=axis("", ticks="", tickfont={"color": INK}),
                 shapes=shapes, annotations=notes, margin=MARGIN | {"t": 26}, uirevision="kernels-errors",
             ),
         }
     )  # fmt: skip
+
+
+def _upright(x: float, colour: str, dash: str) -> Figure:
+    """A line from the bottom of the picture to its top."""
+    line = {"color": colour, "width": 1.4, "dash": dash}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _beside_zero(across: Figure, low: float, zero: float) -> Figure:
+    """A log axis from ``low`` on, with one more tick left of it, which is 0."""
+    ticks = [(v, word) for v, word in zip(across["tickvals"], across["ticktext"], strict=True) if v >= low]
+    title = across["title"] | {"text": across["title"]["text"].replace(", log scale", ", log scale right of 0")}
+    ticks = [(zero, "0"), *ticks]
+    return across | {"tickvals": [v for v, _ in ticks], "ticktext": [word for _, word in ticks], "title": title}
 
 
 def curves(sweep: Sweep, op: str, shares: bool) -> str:
@@ -169,20 +173,28 @@ def curves(sweep: Sweep, op: str, shares: bool) -> str:
     name = next((f.label for f in OPS[op].fields if f.name == sweep.field), sweep.field)
     up = axis("Share of the ceiling   <b>better →</b>", tickformat=".0%", rangemode="tozero")
     legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12, "color": INK}}
-    across = axis(
-        f"{name}, log scale", type="log", tickmode="array", tickvals=values, ticktext=[f"{v}" for v in values]
-    )
     return to_json(
         {
             "data": data,
             "layout": layout(
-                xaxis=across,
+                xaxis=_across(name, values),
                 yaxis=up if shares else log_axis("Time of one call   <b>← better</b>", np.array(ys), "s"),
                 margin=MARGIN | {"r": 44}, modebar=BAR, showlegend=True, legend=legend,
-                uirevision=f"kernels-{sweep.field}-{shares}",
+                uirevision=f"kernels-{sweep.field}-{shares}-{values[0] == 0}",  # a zoom holds for one kind of axis
             ),
         }
     )  # fmt: skip
+
+
+def _across(name: str, values: Sequence[int]) -> Figure:
+    """The axis of a curve's field, with its values as ticks: a log axis, but for a 0, which it has no place for."""
+    title, kind, ticks = f"{name}, log scale", "log", list(values)
+    if values[0] == 0:
+        title, kind, ticks = name, "linear", [0]
+        for value in reversed(values[1:]):  # from the end on, for the small ones are crowded there
+            if all(abs(value - other) >= TICK_ROOM * values[-1] for other in ticks):
+                ticks.append(value)
+    return axis(title, type=kind, tickmode="array", tickvals=sorted(ticks), ticktext=[f"{v}" for v in sorted(ticks)])
 
 
 def card(r: KernelResult) -> str:

@@ -6,7 +6,6 @@ import time
 
 import streamlit as st
 
-from analysis.format import duration, percent
 from engine.laboratory.cases import OPS
 from engine.laboratory.device import look
 from engine.measure.hardware import fingerprint
@@ -23,6 +22,7 @@ from ui import (
     kernels_link,
     kernels_rows,
     kernels_tables,
+    kernels_words,
     live,
 )
 from ui.estimate import roughly
@@ -37,6 +37,7 @@ ROOF_HELP = (
     "cannot do without; docs/metrics.md has the formulas. Percent: how near to the limit. Small pale marks are other "
     "cases; click one to see it."
 )
+EXACT = "All are exact: no difference from fp64."
 ELSEWHERE = (
     "A GPU in another machine is measured there, by `python cli.py kernels measure --json > gpu.jsonl`; "
     "`python cli.py kernels import gpu.jsonl` brings the results here."
@@ -156,16 +157,9 @@ def _follow() -> None:
             last = job.results[-1]
             name = components.plain(kernels_rows.label(last))
             case = components.plain(kernels_rows.case_words(last))
-            st.caption(f"{name}: {components.plain(outcome(last))}  ·  {case}")
+            st.caption(f"{name}: {components.plain(kernels_words.outcome(last))}  ·  {case}")
         else:
             st.caption("The first time it measures how fast this machine copies and multiplies, which takes a while.")
-
-
-def outcome(r: KernelResult) -> str:
-    """A result in some words."""
-    if r.status is not KernelStatus.MEASURED:
-        return f"{'failed' if r.status is KernelStatus.FAILED else 'cannot run'}: {r.note}"
-    return f"{duration(r.median_s)}, {percent(r.share)} of what the hardware can do"
 
 
 def _empty(op: str, wanted: Wanted | None, going: bool) -> None:
@@ -199,39 +193,14 @@ def _results(op: str, results: list[KernelResult]) -> None:
         )  # fmt: skip
     kernels_link.write(op, machine if len(names) > 1 else None, key)
     shown = kernels_rows.of_case(mine, key)
-    if found := conclusion(shown):
+    if found := kernels_words.conclusion(shown):
         st.markdown(components.plain(found))
-    st.caption(components.plain(provenance(shown[0])))
+    st.caption(components.plain(kernels_words.provenance(shown)))
     measured = [r for r in shown if r.status is KernelStatus.MEASURED]
     if measured:
         _pictures(op, mine, key, measured)
     kernels_tables.results(shown)
     kernels_tables.compiled(shown)
-
-
-def provenance(one: KernelResult) -> str:
-    """Where and when it was measured."""
-    where = kernels_rows.hardware(one) + ("" if kernels_rows.is_here(one) else ", another machine")
-    return (
-        f"Measured on {where}, commit {one.environment.get('commit') or 'unknown'}, {components.ago(one.measured)} ago."
-    )
-
-
-def conclusion(shown: list[KernelResult]) -> str:
-    """What the pictures say, in a sentence or two; empty where there is nothing to compare."""
-    measured = [r for r in shown if r.status is KernelStatus.MEASURED]
-    ours = [r for r in measured if kernels_rows.is_ours(r)]
-    theirs = [r for r in measured if not kernels_rows.is_ours(r)]
-    parts = []
-    if ours and theirs:
-        best, other = ours[0], theirs[0]
-        ratio = float(other.median_s or 0) / float(best.median_s or 1)
-        pace = f"is {ratio:.3g} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.3g} times as long as"
-        parts.append(f"{kernels_rows.label(best)} {pace} {kernels_rows.label(other)}, the fastest of the others.")
-        if best.error is not None and best.torch_error:
-            times = best.error / best.torch_error
-            parts.append(f"Its error is {times:.2g} times that of {kernels_rows.baseline(best.op)}.")
-    return " ".join(parts)
 
 
 def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[KernelResult]) -> None:
@@ -260,10 +229,14 @@ def _pictures(op: str, mine: list[KernelResult], key: str, measured: list[Kernel
                 help="Norm of the difference from fp64 over the norm. Green: at most twice the error of "
                 f"{kernels_rows.baseline(op)}, the plain way to compute it.",
             )
-            plot(
-                kernels_chart.errors(measured), key="kernel_errors", height=pixels, filename="errors", modebar=False,
-                alt=f"Error of each implementation against fp64 beside that of {kernels_rows.baseline(op)}.",
-            )  # fmt: skip
+            if kernels_chart.has_errors(measured):
+                plot(
+                    kernels_chart.errors(measured), key="kernel_errors", height=pixels, filename="errors",
+                    alt=f"Error of each implementation against fp64 beside that of {kernels_rows.baseline(op)}.",
+                    modebar=False,
+                )  # fmt: skip
+            else:
+                st.info(EXACT, icon=":material/check_circle:")
         with right:
             _curves(op, mine, key, pixels)
 

@@ -167,7 +167,15 @@ def other_bytes(case: Case) -> str:
     """What the unquantized weight costs."""
     whole = (case["rows"] * (case["inputs"] + case["outputs"]) + case["inputs"] * case["outputs"]) * case.element
     times = whole / case.cost().bytes_moved
-    return f"it moves {whole / 1e6:.1f} MB, {times:.1f} times what bytes/s and the share of the copy count"
+    return f"it moves {_bytes(whole)}, {times:.1f} times what bytes/s and the share of the copy count"
+
+
+def _bytes(count: int) -> str:
+    """In the unit that fits, from bytes to gigabytes."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
 
 
 def packed(case: Case, x: Inputs) -> Call:

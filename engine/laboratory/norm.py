@@ -96,7 +96,7 @@ OP = Op(
     label="Norm",
     help="The residual sum and the norm of it, which stands before attention and before the MLP.",
     fields=(
-        Field("tokens", "Tokens", "Rows: the tokens of a step.", 512, 4096, high=2**17),
+        Field("tokens", "Tokens", "Tokens of a step.", 512, 4096, high=2**17),
         Field("width", "Width", "Numbers in a row: the model's hidden size.", 2048, 4096, high=2**15, model="hidden"),
     ),
     features=(),

@@ -82,6 +82,7 @@ def reference(case: Case, x: Inputs, rows: torch.Tensor) -> Found:
 def error(case: Case, x: Inputs, rows: torch.Tensor, found: Found, right: Found) -> float:
     """Norm of the log-probabilities' difference from fp64 over the norm of those in fp64, each of the token drawn.
 
+    The difference alone where those in fp64 are all 0, as in a vocabulary of one token.
     A token other than that of fp64 is right where a border lies so near that rounding decides, as ``on_a_border`` says.
     Raises WrongTokenError for any other.
     """
@@ -94,7 +95,8 @@ def error(case: Case, x: Inputs, rows: torch.Tensor, found: Found, right: Found)
         if not on_a_border(case, row, float(x.uniform[rows[i]]), token):
             raise WrongTokenError(f"row {int(rows[i])} has token {token} where fp64 draws {int(right[0][i])}")
         exact[i] = row.double().log_softmax(0)[token]
-    return float(torch.linalg.vector_norm(logprobs.double() - exact) / torch.linalg.vector_norm(exact))
+    wrong, whole = float(torch.linalg.vector_norm(logprobs.double() - exact)), float(torch.linalg.vector_norm(exact))
+    return wrong / whole if whole else wrong
 
 
 def on_a_border(case: Case, row: torch.Tensor, uniform: float, token: int) -> bool:
@@ -198,7 +200,7 @@ OP = Op(
     help=f"The next token of each row of logits at temperature {TEMPERATURE}, and its log-probability.",
     fields=(
         Field("rows", "Rows", "Rows: the tokens of a step, or sequences that are sampled.", 8, 64, high=2**14),
-        Field("vocabulary", "Vocabulary", "Logits of a row.", 32_768, 128_256, low=2, high=2**21, model="vocabulary"),
+        Field("vocabulary", "Vocabulary", "Logits of a row.", 32_768, 128_256, high=2**21, model="vocabulary"),
     ),
     features=(TOP_K, TOP_P, MIN_P),
     rows=lambda case: case["rows"],

@@ -74,7 +74,7 @@ OP = Op(
     label="SwiGLU",
     help="silu(gate) x up, between the matrices of an MLP.",
     fields=(
-        Field("tokens", "Tokens", "Rows: the tokens of a step.", 512, 4096, high=2**17),
+        Field("tokens", "Tokens", "Tokens of a step.", 512, 4096, high=2**17),
         Field(
             "width", "Width", "Numbers in a row: the inner size of the MLP.", 8192, 14_336, high=2**17, model="inner"
         ),

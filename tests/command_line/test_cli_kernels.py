@@ -80,6 +80,16 @@ def test_results_travel(isoquant, tmp_path):
     assert "\x1b" not in shown
 
 
+def test_a_measured_row_without_figures_is_refused_with_its_line(isoquant, tmp_path):
+    lines = isoquant("kernels", "measure", *SMALL, "--sides", "eager", "--no-save", "--json")[1].splitlines()
+    bare = json.loads(lines[2]) | {"error": None, "median_s": None}
+    (tmp_path / "f").write_text("\n".join([*lines[:2], json.dumps(bare)]))
+    code, _, err = isoquant("kernels", "import", tmp_path / "f")
+    assert code == 2
+    assert "Line 3: This is no kernel result ('it says measured and has no figure for error')" in err
+    assert isoquant("kernels", "results")[1].startswith("No kernel was measured yet")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("{", "Line 1 is no JSON"), ('{"planned": 1}\n{"a": 1}', "Line 2"), ("[1]", "no kernel result"), ("[", "no JSON")],
