@@ -5,7 +5,6 @@ Every widget's key starts with ``run_`` so that a stored specification can be pu
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -13,26 +12,25 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from engine.recipes import check_compression
-from spec.choices import Backend, PromptStyle
+from spec.choices import Backend
 from spec.errors import IsoquantError, SpecError
 from spec.parameters import Parameter, parameters
 from spec.paths import absolute_model
 from spec.recipe import Recipe
-from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
+from spec.run_spec import Precision, RunSpec, Runtime
 from spec.strategy import STRATEGIES, strategy_from_dict
-from tasks.registry import TASKS, check_task, check_votes
-from ui import components, compression, fields, offers
+from tasks.registry import check_task, check_votes
+from ui import components, compression, fields, form_task, offers
 from ui.fields import KEEP, field, label_of, select
-from ui.names import absolute_models, absolute_path, is_served
+from ui.names import absolute_models, is_served
 
 # What is asked first; the rest lies under "More options".
 MAIN_PARAMETERS = (
     *("n", "width", "expansions", "draft", "small", "others", "k", "agreement", "threshold", "policy", "max_tokens"),
     *("tokens", "balance", "temperature", "reward", "vote", "aggregate"),
 )
-DEFAULT_STRATEGY, DEFAULT_TASK, DEFAULT_LIMIT = "majority", "lab-words", 100
-OWN_RULE = "task's own"
-PRECISION, RUNTIME, TASK, RUN = ({p.name: p for p in parameters(c)} for c in (Precision, Runtime, TaskSpec, RunSpec))
+DEFAULT_STRATEGY = "majority"
+PRECISION, RUNTIME, RUN = ({p.name: p for p in parameters(c)} for c in (Precision, Runtime, RunSpec))
 EXECUTION = {n: RUNTIME[n] for n in ("attention", "fusion")} | {"kv_cache": PRECISION["kv_cache"]}
 EXECUTION |= {n: RUNTIME[n] for n in ("batching", "caching", "chunk", "graphs")}
 SERVED = "The model as the server calls it; type auto where it has just one."
@@ -48,14 +46,14 @@ def show() -> RunSpec | None:
     name = _strategy()
     main, more = _split(parameters(STRATEGIES[name]))
     strategy = {"name": name} | _row(main, f"run_{name}_", per_row=2)
-    task = _task()
+    task = form_task.show()
     batch = task.pop("batch_size")
     said = st.container()  # what is wrong stands above the many options, where it is seen
     with st.expander("More options", icon=":material/tune:"):
         precision, runtime = _machine(said)
         weights, recipe, wrong = _compression(smaller)
         strategy |= _row(more, f"run_{name}_", per_row=3)
-        task |= _task_options(task["name"])
+        task |= form_task.show_more(task["name"])
         own = _row([RUN["seed"], RUN["repeats"]], "run_", per_row=3)
     missing(runtime["device"])
     try:
@@ -67,7 +65,7 @@ def show() -> RunSpec | None:
             compression=recipe,
             runtime=Runtime(**runtime, batch_size=batch),
             strategy=strategy_from_dict(strategy | absolute_models(strategy, runtime["backend"])),
-            task=_task_spec(task),
+            task=form_task.spec(task),
             **own,
         )
         check_task(spec.task)
@@ -90,8 +88,8 @@ def fill(spec: RunSpec) -> None:
     put: Values = {"run_model": spec.model, "run_strategy": spec.strategy.name, "run_task": spec.task.kind}
     put |= {f"run_{spec.strategy.name}_{k}": v for k, v in spec.strategy.to_dict().items() if k != "name"}
     put |= {"run_path": spec.task.path or "", "run_skip_bad": spec.task.skip_bad}
-    put |= {f"run_{name}": getattr(spec.task, name) for name in TASK if name not in ("name", "limit")}
-    put["run_limit" if _asks(spec.task.kind) else "run_lines"] = spec.task.limit
+    put |= {f"run_{name}": getattr(spec.task, name) for name in form_task.TASK if name not in ("name", "limit")}
+    put["run_limit" if form_task.asks(spec.task.kind) else "run_lines"] = spec.task.limit
     put |= {f"run_{name}": getattr(spec.runtime, name) for name in RUNTIME}
     put |= {
         "run_kv_cache": spec.precision.kv_cache,
@@ -100,7 +98,7 @@ def fill(spec: RunSpec) -> None:
     }
     put |= compression.put(spec.compression, spec.precision.weights)
     put["run_server"] = spec.runtime.server or ""
-    put["run_checker"] = spec.task.checker or OWN_RULE
+    put["run_checker"] = spec.task.checker or form_task.OWN_RULE
     put["run_prompt_template"] = spec.task.prompt_template or ""
     fields.fill({key: str(value) if isinstance(value, StrEnum) else value for key, value in put.items()})
 
@@ -149,45 +147,6 @@ def _strategy() -> str:
     source = STRATEGIES[name].source
     st.caption(components.plain(STRATEGIES[name].summary + (f" {source}." if source else "")))
     return name
-
-
-def _task() -> Values:
-    columns = st.columns([2, 1, 1])
-    with columns[0]:
-        name = select("Task", offers.tasks(), "run_task", DEFAULT_TASK, "The questions that are put to the model.")
-    with columns[1]:
-        limit = _limit(name)
-    with columns[2]:
-        batch_size = field(RUNTIME["batch_size"], "run_batch_size", label="Batch size")
-    info = TASKS[name]
-    st.caption(info.summary)
-    path = ""
-    if info.takes_path:
-        empty = "" if info.needs_path else " Empty takes the data set from the hub."
-        path = st.text_input(
-            "File",
-            key="run_path",
-            persist_state=KEEP,
-            placeholder="/data/questions.jsonl",
-            help=f"Path of the file on this machine.{empty}",
-        ).strip()
-    return {"name": name, "path": path, "limit": limit, "batch_size": batch_size}
-
-
-def _limit(task: str) -> int | None:
-    """How many problems; a text is scored whole unless its lines are limited, so the two share no number."""
-    found: int | None
-    if _asks(task):
-        found = field(TASK["limit"], "run_limit", label="Problems", default=DEFAULT_LIMIT, placeholder="all")
-    else:
-        lines = replace(TASK["limit"], help="How many lines of the text, from its beginning; empty scores all of it.")
-        found = field(lines, "run_lines", label="Lines", placeholder="all")
-    return found
-
-
-def _asks(task: str) -> bool:
-    """Whether a task asks questions; the other kind scores a text, and generates nothing."""
-    return TASKS[task].default_max_new_tokens is not None
 
 
 def _machine(said: DeltaGenerator) -> tuple[Values, Values]:
@@ -248,65 +207,6 @@ def _execution(name: str, backend: str, device: str) -> Any:
     declared = EXECUTION[name]
     label = {"kv_cache": "KV cache", "graphs": "CUDA graphs"}.get(name, label_of(declared))
     return select(label, options, f"run_{name}", options[0], declared.help)
-
-
-def _task_options(name: str) -> Values:
-    info = TASKS[name]
-    if not _asks(name):
-        return {}
-    values: Values = {}
-    a, b, c = st.columns(3)
-    with a:
-        styles = [s.value for s in PromptStyle if s is not PromptStyle.FEW_SHOT or info.shots]
-        values["prompt_style"] = select(
-            "Prompt",
-            styles,
-            "run_prompt_style",
-            PromptStyle.ZERO_SHOT.value,
-            "zero-shot: the task's own prompt; direct: straight to the answer, no steps; few-shot: worked examples "
-            "first; chat: the model's chat template.",
-        )
-    with b:
-        values["split"] = select("Split", list(info.splits), "run_split", "test", TASK["split"].help)
-    with c:
-        values["max_new_tokens"] = field(
-            TASK["max_new_tokens"],
-            "run_max_new_tokens",
-            label="Longest answer",
-            placeholder=f"the task's {info.default_max_new_tokens} tokens",
-        )
-    a, b = st.columns(2)
-    with a:
-        rules = [OWN_RULE, *(TASK["checker"].choices or [])]
-        rule = select("Answers are compared", rules, "run_checker", OWN_RULE, TASK["checker"].help)
-        values["checker"] = None if rule == OWN_RULE else rule
-    with b:
-        if values["prompt_style"] == PromptStyle.FEW_SHOT:
-            values["shots"] = field(TASK["shots"], "run_shots", label="Worked examples")
-        if info.takes_path:
-            values["skip_bad"] = st.toggle(
-                "Skip bad lines",
-                key="run_skip_bad",
-                persist_state=KEEP,
-                help="Leave out lines that cannot be read, and name them in the result, instead of stopping.",
-            )
-    template = st.text_area(
-        "Own prompt",
-        key="run_prompt_template",
-        persist_state=KEEP,
-        height=68,
-        placeholder="Question: {question}\nAnswer:",
-        help=TASK["prompt_template"].help,
-    )
-    return values | {"prompt_template": template or None}
-
-
-def _task_spec(task: Values) -> TaskSpec:
-    path = task.pop("path")
-    kind = task.pop("name")
-    if TASKS[kind].needs_path and not path:
-        raise SpecError(f"The task {kind} reads a file: write its path above, e.g. /data/questions.jsonl.", "task.name")
-    return TaskSpec(name=f"{kind}:{absolute_path(path)}" if path else kind, **task)
 
 
 def _row(declared: list[Parameter], prefix: str, per_row: int) -> Values:
