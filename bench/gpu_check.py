@@ -1,5 +1,7 @@
 """`make gpu-check`: is the engine right on this GPU, and how fast is it? One command, no network, under ten minutes.
 
+The larger lab model, which it trains where it is missing, takes longer: ``--skip-training`` leaves that out.
+
     python -m bench.gpu_check [--skip-training] [--minutes 8] [--only kernels]
 
 1. Correctness: the GPU tests (`tests/test_gpu_*.py`) hold CUDA against the CPU and `transformers.generate`, those of
