@@ -154,6 +154,20 @@ def test_guessed_tokens_are_verified_in_recorded_steps(way, by_model, monkeypatc
     assert 5 not in shapes, "such a step was first met in the run"
 
 
+def guesses_are_checked(way):
+    """The text is the model's own, with guesses checked beside recorded steps of single tokens."""
+    target = causal("llama").to(GPU)
+    made = batcher(target, batch_size=2, blocks=20, way=way, drafter=LookupDrafter())
+    made.runner.allocate(20, 2, 60, 5)
+    try:
+        found = drain(made, [row(text(4) * 3, 9, draft=Draft(None, 4, 3))])
+        assert made.runner.name.endswith(", CUDA graphs")
+    finally:
+        made.close()
+    assert ids(found) == [greedy(target, text(4) * 3, 9)]
+    assert found[0].drafted
+
+
 REFUSED = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
 
 
@@ -168,16 +182,7 @@ def test_a_check_that_does_not_fit_runs_as_a_piece_of_a_prompt_does(refused, mon
         return decode(q, *rest, **how)
 
     monkeypatch.setattr(decode_kernel, "decode", small)
-    target = causal("llama").to(GPU)
-    made = batcher(target, batch_size=2, blocks=20, way=TRITON, drafter=LookupDrafter())
-    made.runner.allocate(20, 2, 60, 5)
-    try:
-        found = drain(made, [row(text(4) * 3, 9, draft=Draft(None, 4, 3))])
-        assert made.runner.name.endswith(", CUDA graphs")
-    finally:
-        made.close()
-    assert ids(found) == [greedy(target, text(4) * 3, 9)]
-    assert found[0].drafted
+    guesses_are_checked(TRITON)
 
 
 def test_a_check_that_does_not_fit_where_steps_are_recorded_as_they_come(monkeypatch):
@@ -190,16 +195,7 @@ def test_a_check_that_does_not_fit_where_steps_are_recorded_as_they_come(monkeyp
         return gathered(q, kv, layer, step, *rest)
 
     monkeypatch.setattr(attention, "gathered", small)
-    target = causal("llama").to(GPU)
-    made = batcher(target, batch_size=2, blocks=20, way=PLAIN, drafter=LookupDrafter())
-    made.runner.allocate(20, 2, 60, 5)
-    try:
-        found = drain(made, [row(text(4) * 3, 9, draft=Draft(None, 4, 3))])
-        assert made.runner.name.endswith(", CUDA graphs")
-    finally:
-        made.close()
-    assert ids(found) == [greedy(target, text(4) * 3, 9)]
-    assert found[0].drafted
+    guesses_are_checked(PLAIN)
 
 
 @pytest.fixture
