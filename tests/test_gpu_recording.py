@@ -1,6 +1,9 @@
 """CUDA graphs on a GPU, or on the simulated one: what is recorded, what cannot be, what is left where one breaks."""
 
 import functools
+import gc
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from kernels.decode import triton as decode_kernel
 from kernels.forest import triton as forest_kernel
 from kernels.forest.plan import plan
 from spec.choices import Attention, Fusion
+from spec.choices import Graphs as Recording
 from tests.batches import PLAIN, batcher, causal, drain, greedy, ids, row, text
 
 pytestmark = [
@@ -214,9 +218,10 @@ def test_prefixes_that_a_gpu_cannot_read_together_are_read_by_each_beside_prompt
         raise REFUSED("out of resource: shared memory")
 
     monkeypatch.setattr(forest_kernel, "forest", refuse)
-    found, name = mixed()
-    assert "prefixes read by each after all: out of resource" in name
-    assert ids(found) == [greedy(causal("llama").to(GPU), c, 6) for c in CONTEXTS]
+    for graphs in (Recording.AUTO, Recording.OFF):
+        found, name = mixed(graphs)
+        assert "prefixes read by each after all: out of resource" in name
+        assert ids(found) == [greedy(causal("llama").to(GPU), c, 6) for c in CONTEXTS]
 
 
 @pytest.mark.usefixtures("short_prefixes")
@@ -230,14 +235,56 @@ def test_a_plan_outlasts_the_steps_that_feed_prompts_beside_it(monkeypatch):
     assert plans.count(2) <= 4, "each step was planned anew"
 
 
-def mixed():
+def mixed(graphs=Recording.AUTO):
     """Two sequences that share keys and write while a long prompt is fed, 8 tokens a step."""
-    made = batcher(causal("llama").to(GPU), batch_size=3, blocks=40, budget=10, way=CASCADE)
+    made = batcher(causal("llama").to(GPU), batch_size=3, blocks=40, budget=10, way=replace(CASCADE, graphs=graphs))
     made.runner.allocate(40, 3, 120, 1)
     try:
         return drain(made, [row(c, 6, order=(i,)) for i, c in enumerate(CONTEXTS)]), made.runner.name
     finally:
         made.close()
+
+
+def test_a_closed_runner_holds_on_to_no_cache():
+    runner = runner_for(causal("llama").to(GPU), GPU, PLAIN)
+    runner.allocate(8)
+    runner.logits(Batch(*(np.zeros(1, dtype=np.int32),) * 3, np.zeros((1, 1), dtype=np.int32), np.zeros(1, dtype=int)))
+    cache = weakref.ref(runner._kv)
+    runner.close()
+    gc.collect()
+    assert cache() is None
+
+
+def broken_once(monkeypatch, target, error):
+    """The first call of a function raises."""
+    module, _, name = target.rpartition(".")
+    function, calls = getattr(__import__(module, fromlist=[name]), name), []
+
+    def call(*given, **how):
+        calls.append(None)
+        if len(calls) == 1:
+            raise error
+        return function(*given, **how)
+
+    monkeypatch.setattr(target, call)
+
+
+def test_a_model_serves_another_run_where_memory_ran_out_as_it_was_opened(monkeypatch):
+    model = causal("llama").to(GPU)
+    broken_once(monkeypatch, "engine.runtime.products._joined", torch.cuda.OutOfMemoryError("out of memory"))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        runner_for(model, GPU, Way(Attention.TRITON, Fusion.KERNELS))
+    assert not [m for m in model.modules() if {"isoquant_step", "forward"} & set(vars(m))]
+    runner_for(model, GPU, PLAIN).close()
+
+
+def test_a_way_that_breaks_as_it_is_made_is_passed_over(monkeypatch):
+    """What Triton lacks on a machine, such as a C compiler, shows with the first kernel."""
+    broken_once(monkeypatch, "engine.runtime.fusion.choose", RuntimeError("Failed to find C compiler"))
+    runner = runner_for(causal("llama").to(GPU), GPU, Way(Attention.TRITON))
+    assert "fused" not in runner.name.partition("for a faster way failed")[0]
+    assert "Failed to find C compiler" in runner.name
+    runner.close()
 
 
 def test_models_that_look_for_padding_are_recorded():

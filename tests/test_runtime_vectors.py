@@ -7,6 +7,7 @@ from engine.measure import timing
 from engine.runtime import vectors
 
 CPU = torch.device("cpu")
+OUT_OF_MEMORY = torch.OutOfMemoryError("out of memory")
 REFUSED = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
 
 
@@ -44,20 +45,20 @@ def test_each_shape_gets_what_is_fastest_for_it(seconds):
     chosen = vectors.choose(parts, CPU)
     assert [p.rows for p in parts] == [2, 0, 2, 0], "a hundredth is no more than noise"
     assert chosen.shares == {(8, 4): 0.5, (6, 4): 1.0, (2, 4): 1.0}
-    assert str(chosen) == "single rows by our kernel for 1 of 3 shapes"
+    assert str(chosen) == "single rows by our kernel (8 x 4 by 2)"
 
 
-def test_what_the_gpu_cannot_compile_is_no_way(seconds):
-    seconds.update({(8, 4, rows): REFUSED("registers") for rows in (1, 2, 8)})
+@pytest.mark.parametrize("error", [REFUSED("registers"), RuntimeError("Failed to find C compiler"), OUT_OF_MEMORY])
+def test_what_cannot_run_is_no_way(seconds, error):
+    seconds.update({(8, 4, rows): error for rows in (1, 2, 8)})
     seconds[8, 4, 4] = 0.5
     part = Part(8, 4)
     assert vectors.choose([part], CPU).ours == 1
     assert part.rows == 4
 
 
-@pytest.mark.parametrize("rows", [0, 2])
-def test_other_errors_are_raised_and_leave_pytorchs_product(seconds, rows):
-    seconds[8, 4, rows] = torch.OutOfMemoryError("out of memory")
+def test_where_pytorchs_product_fails_nothing_is_chosen(seconds):
+    seconds[8, 4, 0] = OUT_OF_MEMORY
     part = Part(8, 4)
     with pytest.raises(torch.OutOfMemoryError):
         vectors.choose([part], CPU)

@@ -27,6 +27,10 @@ class Step:
 
     paged: PagedCache
 
+    def clear(self) -> None:
+        """Hold on to no cache."""
+        vars(self).pop("paged", None)
+
 
 class PagedLayer(CacheLayerMixin):
     """One layer's view of the cache; ``update`` stores the new tokens' keys and values."""

@@ -202,13 +202,11 @@ class Graphs:
         try:
             self._steps[key] = self._record(*key)
         except Exception as error:
-            # What Triton cannot compile for this GPU, e.g. for want of shared memory, is no RuntimeError.
-            is_refused = type(error).__module__.startswith("triton")
-            if new > 1 and (is_refused or isinstance(error, torch.cuda.OutOfMemoryError)):
+            if new > 1 and (is_refused(error) or isinstance(error, torch.cuda.OutOfMemoryError)):
                 self._new = 1  # then such steps run as pieces of prompts do
                 self._steps = {known: step for known, step in self._steps.items() if known[1] == 1}
-            elif shares and is_refused:
-                self.unshared = str(error).strip().partition("\n")[0]
+            elif shares and is_refused(error):
+                self.unshared = first_line(error)
                 self._plant = None
             else:
                 raise
@@ -228,6 +226,16 @@ class Graphs:
                 raise
             return step, None, None
         return step, graph, scores
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether Triton cannot compile something for this GPU, e.g. for want of shared memory: no RuntimeError."""
+    return type(error).__module__.startswith("triton")
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's words."""
+    return str(error).strip().partition("\n")[0]
 
 
 def padded(n: int) -> int:

@@ -14,7 +14,7 @@ from engine.runtime.batch import Batch, Ragged
 from engine.runtime.blocks import BLOCK
 from engine.runtime.forest import Forest
 from engine.runtime.fusion import Fused
-from engine.runtime.graphs import Decoding, Graphs
+from engine.runtime.graphs import Decoding, Graphs, first_line, is_refused
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
 from engine.runtime.vectors import Chosen
 from engine.runtime.way import Way
@@ -64,6 +64,7 @@ class ModuleRunner:
         self._graphs: Graphs | None = None
         self._kv: KvCache | None = None
         self._forests: dict[int, Forest] = {}  # of steps that are not recorded, by how many sequences write
+        self._unshared: str | None = None  # ``_refusal`` as far as it was found without these graphs
         self.instead_of: str | None = None
         parameters = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in parameters
@@ -79,14 +80,15 @@ class ModuleRunner:
         self._warning = [m for m in model.modules() if hasattr(m, "warn_if_padding_and_no_attention_mask")]
         for module in self._warning:
             module.warn_if_padding_and_no_attention_mask = _silent
-        self._fused = Fused(model, self._step) if way.fusion is Fusion.KERNELS else None
+        self._fused: Fused | None = None
         self._vectors: Chosen | None = None
-        if self._fused is not None and device.type == "cuda":
-            try:
-                self._vectors = self._fused.choose(device)
-            except BaseException:  # out of memory
-                self.close()
-                raise
+        try:
+            if way.fusion is Fusion.KERNELS:
+                self._fused = Fused(model, self._step)
+                self._vectors = self._fused.choose(device) if device.type == "cuda" else None
+        except BaseException:  # out of memory: the model may serve another run
+            self.close()
+            raise
 
     @property
     def name(self) -> str:
@@ -103,8 +105,8 @@ class ModuleRunner:
         if self._fixed and self._device.type == "cuda":
             reason = self._graphs.reason if self._graphs is not None else None
             parts.append("CUDA graphs" if reason is None else f"no CUDA graphs: {reason}")
-            if self._graphs is not None and self._graphs.unshared:
-                parts.append(f"prefixes read by each after all: {self._graphs.unshared}")
+        if self._refusal is not None:
+            parts.append(f"prefixes read by each after all: {self._refusal}")
         if self.instead_of is not None:
             parts.append(f"for a faster way failed: {self.instead_of}")
         return ", ".join(parts)
@@ -112,13 +114,15 @@ class ModuleRunner:
     def allocate(self, count: int, batch_size: int = 1, longest: int | None = None, new: int = 1) -> None:
         """See Runner."""
         reason = self._graphs.reason if self._graphs is not None else None
+        self._unshared = self._refusal
         self._kv = self._graphs = None
+        self._step.clear()
         self._forests.clear()
         self._kv = KvCache(self._shapes, count + self._fixed, self._kv_type, self._device, rowwise=self._triton)
         if self._fixed:
             width = -(-longest // BLOCK) if self._triton and longest is not None else None
             must = self._way.graphs is Recording.ON
-            plant = self._forest if self._way.attention is Attention.CASCADE else None
+            plant = self._forest if self._shares else None
             self._graphs = Graphs(self._decode, count, self._device, width, must, plant, self._most_new(new))
             self._graphs.reason = reason
             with torch.inference_mode():
@@ -160,10 +164,14 @@ class ModuleRunner:
         return states[wanted]
 
     @property
+    def _refusal(self) -> str | None:
+        """Why this GPU does not run the kernel that reads keys together; None where it was not found to refuse it."""
+        return self._graphs.unshared if self._graphs is not None and self._graphs.unshared else self._unshared
+
+    @property
     def _shares(self) -> bool:
-        """Whether keys may be read together: it was asked for, and the GPU was not found to refuse the kernel."""
-        refused = self._graphs is not None and self._graphs.unshared is not None
-        return self._way.attention is Attention.CASCADE and not refused
+        """Whether keys may be read together: it was asked for, and nothing is known against it."""
+        return self._way.attention is Attention.CASCADE and self._refusal is None
 
     def _forest(self, n: int) -> Forest:
         heads = int(self._model.config.get_text_config().num_attention_heads)
@@ -178,7 +186,14 @@ class ModuleRunner:
             if self._forests[n].update(batch.tables[batch.slots[:n]], batch.positions[:n] + 1):
                 ragged.forest = self._forests[n]
         tokens = torch.from_numpy(batch.tokens.astype("int64")).to(self._device)
-        return self._forward(model, tokens, ragged, batch if self._native else None, **more)
+        given = batch if self._native else None
+        try:
+            return self._forward(model, tokens, ragged, given, **more)
+        except Exception as error:
+            if ragged.forest is None or not is_refused(error):
+                raise
+            self._unshared = first_line(error)
+        return self._forward(model, tokens, batch.on(self._device), given, **more)
 
     def _decode(self, step: Decoding) -> torch.Tensor:
         step.begin()
@@ -202,6 +217,7 @@ class ModuleRunner:
     def close(self) -> None:
         """See Runner."""
         self._kv = self._graphs = None
+        self._step.clear()
         if self._fused is not None:
             self._fused.close()
         self._forests.clear()

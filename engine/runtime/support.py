@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from engine.compress.linears import QuantizedLinear
+from engine.devices import is_out_of_memory
 from engine.measure.hardware import machine_with
 from engine.runtime.batch import Batch
 from engine.runtime.blocks import BLOCK
@@ -56,7 +57,14 @@ def runner_for(model: Any, device: torch.device, way: Way = ANY, sole: bool = Fa
     tolerance = max(_TOLERANCE[model.dtype], _ROUNDING[way.kv_cache], _INT8_INPUTS * int8_inputs)
     error = None
     for make in _candidates(model, device, shapes, way, sole):
-        runner, failed = make(), error
+        failed = error
+        try:
+            runner = make()
+        except Exception as broken:
+            if is_out_of_memory(broken):
+                raise
+            error = _words(broken)
+            continue
         error = _error(runner, ids, expected, has_head(model), tolerance)
         if error is None:
             if device.type == "cuda" and isinstance(runner, ModuleRunner):

@@ -37,8 +37,8 @@ class Plain(Protocol):
 class Chosen:
     """What was found: for each shape of a weight the rows, 0 for PyTorch, and its seconds as a share of PyTorch's."""
 
-    rows: dict[tuple[int, ...], int] = field(default_factory=dict)
-    shares: dict[tuple[int, ...], float] = field(default_factory=dict)
+    rows: dict[tuple[int, int], int] = field(default_factory=dict)
+    shares: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def ours(self) -> int:
@@ -46,16 +46,17 @@ class Chosen:
         return sum(rows > 0 for rows in self.rows.values())
 
     def __str__(self) -> str:
-        return f"single rows by our kernel for {self.ours} of {len(self.rows)} shapes"
+        ours = ", ".join(f"{n} x {k} by {rows}" for (n, k), rows in self.rows.items() if rows)
+        return f"single rows by our kernel ({ours})" if ours else "single rows by PyTorch"
 
 
 def choose(products: Sequence[Plain], device: torch.device) -> Chosen:
-    """Time the ways on a GPU and set ``rows`` of all products. What Triton cannot compile there is no way."""
+    """Time the ways on a GPU and set ``rows`` of all products. What cannot run there is no way."""
     from kernels.linear.dense import ROWS
 
-    chosen, shapes = Chosen(), dict[tuple[int, ...], list[Plain]]()
+    chosen, shapes = Chosen(), dict[tuple[int, int], list[Plain]]()
     for product in products:
-        shapes.setdefault(tuple(product.weight.shape), []).append(product)
+        shapes.setdefault((product.weight.shape[0], product.weight.shape[1]), []).append(product)
     for shape, alike in shapes.items():
         x = torch.ones(1, shape[1], dtype=alike[0].weight.dtype, device=device)
         calls = [functools.partial(product, x) for product in alike]
@@ -64,10 +65,10 @@ def choose(products: Sequence[Plain], device: torch.device) -> Chosen:
             _set(alike, rows)
             try:
                 seconds[rows] = time_calls(calls, device, BUDGET_S).median_s
-            except Exception as error:
-                _set(alike, 0)
-                if rows == 0 or not type(error).__module__.startswith("triton"):
+            except Exception:
+                if rows == 0:
                     raise
+                continue  # PyTorch's product serves, whatever Triton, its compiler or the memory lack
         best = min(seconds, key=lambda rows: seconds[rows])
         _set(alike, best if seconds[best] < FASTER * seconds[0] else 0)
         chosen.rows[shape], chosen.shares[shape] = alike[0].rows, seconds[alike[0].rows] / seconds[0]

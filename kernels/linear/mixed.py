@@ -3,7 +3,8 @@
 A mixed-input product: codes come to shared memory as they are stored, each thread converts those that its part of the
 tensor cores wants, in registers, and they go on from there. So the weight is the left matrix, the only one that tensor
 cores of Hopper take from registers, and what is computed is the product turned over. The numbers are those of the
-dequantized weight, rounded once to the type of ``x``, but it is never written down: at 128 rows a weight of half a byte
+dequantized weight, rounded to the type of ``x`` (in fp16 the scale of a group too: groups with no number above 4e-4
+lose digits there), but it is never written down: at 128 rows a weight of half a byte
 costs half a byte of memory traffic, where writing it in half precision and reading it again costs four and a half.
 """
 
