@@ -28,6 +28,7 @@ from engine.laboratory.measure import words_of
 from engine.measure import timing
 from engine.measure.hardware import fingerprint
 from engine.runtime import vectors
+from engine.runtime.products import Product
 
 STAGES = (None, 2, 3, 5, 7)  # None: as chosen
 SPLITS = (None, 1, 2, 4, 8, 16, 32)
@@ -41,6 +42,8 @@ CASES = (
     ("shared", {"batch": 64, "prefix": 8192, "suffix": 128} | LLAMA, {}),
     *(("linear", {"rows": n} | MATRIX, {"weight": w}) for w in ("int4", "int8") for n in (16, 32, 64, 128, 256, 512)),
 )
+# Queries with keys and values, output, gate with up, and down of Llama 3.1 8B.
+MATRICES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
 Setting = dict[str, int | str | None]
 
 
@@ -109,31 +112,17 @@ def _case(case: Case, budget_s: float, out: Path | None) -> int:
 
 def single_rows(device: torch.device) -> None:
     """Print what our kernel for a single row takes beside PyTorch's product, for the matrices of Llama 3.1 8B."""
-    for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
+    for n, k in MATRICES:
         copies = timing.copies_for(2 * n * k, device)
-        weights = [torch.randn(n, k, device=device, dtype=torch.bfloat16) for _ in range(copies)]
         try:
-            chosen = vectors.choose([Dense(weight) for weight in weights], device)
+            layers = [torch.nn.Linear(k, n, bias=False, device=device, dtype=torch.bfloat16) for _ in range(copies)]
+            chosen = vectors.choose([part for layer in layers for part in Product([layer]).plain], device)
         except Exception as error:  # e.g. out of memory
             print(f"one row times {n} x {k}: {words_of(error)}", flush=True)
             continue
         for shape, rows in chosen.rows.items():
             what = f"our kernel, {rows} rows" if rows else "PyTorch"
             print(f"one row times {shape}: {what}, {chosen.shares[shape]:.2f} of PyTorch's time", flush=True)
-
-
-class Dense:
-    """A product over a weight [n, k] in bf16, for ``vectors.choose``."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
-        self.rows = 0
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` [1, k] -> [1, n]."""
-        from kernels.linear.dense import vector
-
-        return vector(x, self.weight, rows=self.rows) if self.rows else torch.nn.functional.linear(x, self.weight)
 
 
 def main() -> int:

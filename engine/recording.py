@@ -83,7 +83,7 @@ class Recorder:
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise Unrecordable(_line(error)) from None
+            raise Unrecordable(first_line(error)) from None
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
@@ -101,8 +101,9 @@ def _index(device: torch.device) -> int:
 def _reason(error: BaseException) -> BaseException:
     """What to raise where a recording broke off: errors that are no matter of recording stay what they are."""
     is_other = isinstance(error, torch.cuda.OutOfMemoryError) or not isinstance(error, RuntimeError)
-    return error if is_other else Unrecordable(_line(error))
+    return error if is_other else Unrecordable(first_line(error))
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of an error's words; without any, what kind of error it is."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -76,6 +76,11 @@ def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
+def units(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
 def is_hopper(device: torch.device) -> bool:
     """Whether a device is a GPU of compute capability 9.x, which multiplies 64 rows at a time."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.format import tenth_of_percent
 from analysis.frontier import frontier
-from scripts.tables import DATABASE, percent, table, with_interval, write
+from scripts.tables import DATABASE, table, with_interval, write
 from spec.measures import Better
 from spec.recipe import parse_recipe
 from spec.run_spec import RunSpec, Runtime, TaskSpec
@@ -78,7 +79,7 @@ def compressed(store: Store) -> str:
             away = f"{found[0]['logit_kl']:.2g}" if "logit_kl" in found[0] else ""
             first = with_interval(*(found[0][name] for name in ("accuracy", "accuracy_low", "accuracy_high")))
             cells = [f"{size / 1e6:.2f}", f"{100 * size / whole:.0f}", away, first]
-            lines.append([f"`{model}`", recipe, *cells, *(percent(f["accuracy"]) for f in found[1:])])
+            lines.append([f"`{model}`", recipe, *cells, *(tenth_of_percent(f["accuracy"]) for f in found[1:])])
     head = ["model", "weights", "MB", "% of bf16", "divergence", "greedy %", "majority of 8", "weighted, 8"]
     return table(head, lines, 2)
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from analysis.format import tenth_of_percent
 from analysis.scaling import Sketch, accuracies, curve, growth, interval, sizes, sketch
-from scripts.tables import DATABASE, percent, table, with_interval, write
+from scripts.tables import DATABASE, table, with_interval, write
 from spec.choices import Dtype, Vote
 from spec.run_spec import Precision, RunSpec, Runtime, TaskSpec
 from spec.strategy import parse_strategy
@@ -122,7 +123,7 @@ def votes(results: Results) -> str:
     for model in MODELS:
         for name, vote in VOTES.items():
             grown = growth(results.voted(model, name).sketches, vote)
-            cells = [percent(g.accuracy) for g in grown[:-1]]
+            cells = [tenth_of_percent(g.accuracy) for g in grown[:-1]]
             cells.append(with_interval(grown[-1].accuracy, grown[-1].low, grown[-1].high))
             lines.append([f"`{model}`", name, *cells, *[""] * (len(at) - len(cells))])
     return table(["model", "vote", *(f"n = {n}" for n in at)], lines, 2)
@@ -165,7 +166,7 @@ def smaller(results: Results) -> str:
     for small, large in (("lab-xs", "lab-s"), ("lab-xs", "lab-m"), ("lab-s", "lab-m")):
         goal = results.of(large, "greedy")
         aim = goal.value("accuracy")
-        head = [f"`{small}`", f"`{large}`, {percent(aim)}"]
+        head = [f"`{small}`", f"`{large}`, {tenth_of_percent(aim)}"]
         for name in ("majority", "weighted", "best-of-n"):
             found = results.voted(small, name)
             grown = growth(found.sketches, VOTES[name])

@@ -49,14 +49,9 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], names: int) -> st
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
 
 
-def percent(share: float) -> str:
-    """A share of one without its sign, as the columns' heads have it."""
-    return tenth_of_percent(share)
-
-
 def with_interval(share: float, low: float, high: float) -> str:
     """A share and the ends of its interval, in per cent."""
-    return f"{percent(share)} ({percent(low)} to {percent(high)})"
+    return f"{tenth_of_percent(share)} ({tenth_of_percent(low)} to {tenth_of_percent(high)})"
 
 
 def write(

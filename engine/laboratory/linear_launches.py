@@ -51,8 +51,7 @@ def launches(case: Case) -> list[Launch]:
     bm = 16 if rows <= 16 else 32
     bn = 128 if outputs >= 2048 and group in (-1, 128) else 64
     tiles, spans = -(-rows // bm) * -(-outputs // bn), -(-chunks // linear.SPAN)
-    splits = max(1, min(-(-2 * decode.UNITS // tiles), spans // linear.LEAST))
-    splits = -(-spans // -(-spans // splits))
+    _, splits = launching.divide(spans, -(-2 * decode.UNITS // tiles), linear.LEAST)
     piece, pieces = linear.pieces(kind, group)
     constants = common | {"HAS_BIAS": False, "BM": bm, "BN": bn, "PIECE": piece, "PIECES": pieces}
     to = {"OUT": number if splits == 1 else "*fp32"}

@@ -47,7 +47,6 @@ class Pieces:
         tables: [sequences, width]; lengths: [sequences], with the new tokens.
         starts: [sequences + 1] of each one's tokens, counted from the first of ``rows``; None where all have as many.
         new: how many each has, where all have as many, else 0.
-        counts: how many each has, on the host, where they differ.
         forest: where sequences read keys together, for one new token each.
     """
 
@@ -56,7 +55,6 @@ class Pieces:
     lengths: torch.Tensor
     starts: torch.Tensor | None = None
     new: int = 0
-    counts: tuple[int, ...] = ()
     forest: Forest | None = None
 
 
@@ -115,7 +113,7 @@ class Ragged:
             counts = self._counts[n:]
             starts = _tensor(np.concatenate([[0], np.cumsum(counts)]), tables.device).int()
             rows = slice(n, n + int(counts.sum()))
-            found.append(Pieces(rows, tables[n:], lengths[n:], starts, counts=tuple(counts.tolist())))
+            found.append(Pieces(rows, tables[n:], lengths[n:], starts))
         return tuple(found)
 
     def tiles(self, group: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +123,7 @@ class Ragged:
         key = group, rows
         if key not in self._tiles:
             device = self.tables.device
-            made = tiles(self.pieces[-1].counts, group, rows)
+            made = tiles(self._counts[self.singles :].tolist(), group, rows)
             self._tiles[key] = tuple(torch.from_numpy(a).to(device, non_blocking=True) for a in made)  # type: ignore[assignment]
         return self._tiles[key]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from engine.recording import Recorder, Unrecordable
+from engine.recording import Recorder, Unrecordable, first_line
 from engine.runtime.batch import Batch, Pieces
 from engine.runtime.blocks import BLOCK
 from engine.runtime.forest import Forest
@@ -231,11 +231,6 @@ class Graphs:
 def is_refused(error: BaseException) -> bool:
     """Whether Triton cannot compile something for this GPU, e.g. for want of shared memory: no RuntimeError."""
     return type(error).__module__.startswith("triton")
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's words."""
-    return str(error).strip().partition("\n")[0]
 
 
 def padded(n: int) -> int:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from engine.devices import on
+from engine.recording import first_line
 from engine.runtime.attention import NAME, PagedCache, Step
 from engine.runtime.batch import Batch, Ragged
 from engine.runtime.blocks import BLOCK
 from engine.runtime.forest import Forest
 from engine.runtime.fusion import Fused
-from engine.runtime.graphs import Decoding, Graphs, first_line, is_refused
+from engine.runtime.graphs import Decoding, Graphs, is_refused
 from engine.runtime.kv_cache import KvCache, KvShape, block_bytes
 from engine.runtime.vectors import Chosen
 from engine.runtime.way import Way

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, tile_for, weigh
+from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, tile_for, units, weigh
 
 LEAST = 256  # keys for which another program is worth starting
 RESIDENT = 3  # programs that fit on a multiprocessor at once, where each has few rows
@@ -204,8 +204,7 @@ def splits_for(tiles: int, keys: int, device: torch.device, resident: int = RESI
     long again. The count follows from the width of the tables, not from the lengths, which only the device knows: a
     graph that was recorded holds for all lengths.
     """
-    units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    return max(1, min(64, resident * units // tiles, keys // LEAST))
+    return max(1, min(64, resident * units(device) // tiles, keys // LEAST))
 
 
 def resident_for(rows: int, dim: int) -> int:

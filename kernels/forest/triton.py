@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, tile_for, weigh
+from kernels.attention import LOG2E, gather, is_hopper, padded, score, stages_for, tile_for, units, weigh
 from kernels.forest.plan import Size
 
 MERGED = 16  # parts that a program puts together at a time
@@ -202,8 +202,7 @@ def size_for(sequences: int, heads: int, kv_heads: int, dim: int, dtype: torch.d
         most = 16
     else:
         most = 128 if dim <= 128 and is_hopper(device) else 64
-    units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    return Size.fitting(sequences, heads, kv_heads, units=units, most=most)
+    return Size.fitting(sequences, heads, kv_heads, units=units(device), most=most)
 
 
 def tuned(rows: int, dim: int, number: int, hopper: bool, is_quantized: bool = False) -> dict[str, int]:

@@ -12,7 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.linear.launching import Tile, units
+from kernels.attention import units
+from kernels.linear.launching import Tile, divide
 from kernels.linear.packing import PackedBytes
 
 FEW = 64  # rows up to which two programs share a multiprocessor
@@ -173,8 +174,7 @@ def split_for(m: int, n: int, k: int, units: int, splits: int | None = None) -> 
     how = tile(m)
     tiles, spans = -(-m // how.bm) * -(-n // how.bn), -(-k // how.bk)
     wanted = 1 if m > MANY else units // tiles if m > FEW else -(-2 * units // tiles)
-    each = -(-spans // (splits or max(1, min(wanted, spans // 2))))
-    return each, -(-spans // each)
+    return divide(spans, wanted, 2, splits)
 
 
 def _check(x: torch.Tensor, packed: PackedBytes, bias: torch.Tensor | None, step: torch.Tensor | None) -> None:

@@ -27,6 +27,16 @@ class Tile:
     registers: int | None = None
 
 
+def divide(spans: int, wanted: int, least: int, splits: int | None = None) -> tuple[int, int]:
+    """Spans of each split of k, and how many splits: ``splits``, or as many as wanted with ``least`` spans or more.
+
+    >>> divide(32, wanted=4, least=4)
+    (8, 4)
+    """
+    each = -(-spans // (splits or max(1, min(wanted, spans // least))))
+    return each, -(-spans // each)
+
+
 @triton.jit
 def _sum(PARTS, BIAS, OUT, M, N, splits, HAS_BIAS: tl.constexpr, BN: tl.constexpr):
     """The splits of one row, always in the same order, so that equal calls give equal results."""
@@ -64,8 +74,3 @@ def constants_of(packed: PackedWeight) -> dict[str, int | bool]:
 def operands(packed: PackedWeight, bias: torch.Tensor | None, nothing: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Scales, zero points and bias, ``nothing`` in place of what is not there."""
     return packed.scales, nothing if packed.zeros is None else packed.zeros, nothing if bias is None else bias
-
-
-def units(device: torch.device) -> int:
-    """Multiprocessors of a GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -14,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import is_hopper
+from kernels.attention import is_hopper, units
 from kernels.linear.convert import looked_up_plane, plane
-from kernels.linear.launching import Tile, add, constants_of, operands, units
+from kernels.linear.launching import Tile, add, constants_of, divide, operands
 from kernels.linear.packing import PackedWeight
 
 SPAN = 128  # weights of a row that are multiplied at a time
@@ -104,8 +104,7 @@ def split_for(m: int, n: int, k: int, how: Tile, units: int, splits: int | None 
     (8, 4)
     """
     tiles, spans = -(-m // how.bm) * -(-n // how.bn), -(-k // how.bk)
-    each = -(-spans // (splits or max(1, min(units // tiles, spans // LEAST))))
-    return each, -(-spans // each)
+    return divide(spans, units // tiles, LEAST, splits)
 
 
 def tile(m: int, hopper: bool) -> Tile:

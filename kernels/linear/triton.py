@@ -13,8 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.attention import units
 from kernels.linear.convert import looked_up, looked_up_plane, plane, single, table_of
-from kernels.linear.launching import add, constants_of, operands, units
+from kernels.linear.launching import add, constants_of, divide, operands
 from kernels.linear.mixed import many_rows
 from kernels.linear.packing import PLANES, PackedWeight, lane
 from kernels.linear.weight import Kind
@@ -245,9 +246,7 @@ def few_rows(
     bm = 16 if m <= 16 else 32
     bn = 128 if n >= 2048 and group in (-1, 128) else 64  # what small groups hold would not fit into registers
     tiles, spans = triton.cdiv(m, bm) * triton.cdiv(n, bn), triton.cdiv(chunks, SPAN)
-    splits = splits or max(1, min(triton.cdiv(2 * units(x.device), tiles), spans // LEAST))
-    each = triton.cdiv(spans, splits)
-    splits = triton.cdiv(spans, each)
+    each, splits = divide(spans, triton.cdiv(2 * units(x.device), tiles), LEAST, splits)
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     parts = out if splits == 1 else torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
     piece, times = pieces(packed.kind, group)
