@@ -136,5 +136,6 @@ def test_numbers_typed_at_once_all_stay_and_the_way_back_brings_the_old_ones(pag
     fields["Problems"].fill("99")
     fields["Problems"].press("Tab")
     page.wait_for_url(re.compile("99"))
+    ready(page)  # the run that wrote the address has ended
     page.go_back()
     expect(fields["Problems"]).to_have_value("36")
